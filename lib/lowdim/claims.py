@@ -1,0 +1,196 @@
+"""Claims of a paper, checked against its own numbers: expected, measured, tolerance, verdict.
+
+The verdict is computed from what was measured; nothing sets it by hand. An expected value never comes from the run
+that it judges, so every claim says where it does come from:
+
+* ``"paper"``: printed in the paper;
+* ``"code"``: stored output of the authors' code;
+* ``"derived"``: a closed form, or a computation that shares nothing with the run;
+* ``"independent"``: an earlier measurement by other code.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from lowdim.checks import ParameterError, choice
+
+ORIGINS = {"paper": "paper", "code": "authors' code", "derived": "closed form", "independent": "independent run"}
+VERDICTS = ("reproduced", "failed", "not attempted")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table; see ``results.schema.json`` for the fields."""
+
+    id: str
+    statement: str
+    source: str
+    kind: str
+    expected: object
+    origin: str
+    measured: object
+    spread: object
+    n_seeds: int
+    tolerance: str
+    verdict: str
+    note: str = ""
+    figures: list[str] = field(default_factory=list)
+
+
+class Claims:
+    """The claims of one chapter, in the order in which they are added.
+
+    ``measured`` always has the seeds on its first axis; a number without seeds counts as one. A claim is reproduced
+    only if *every* seed satisfies it.
+    """
+
+    def __init__(self, slug: str):
+        self.slug = slug
+        self.rows: list[Claim] = []
+
+    def value(self, id, statement, *, source, expected, origin, measured, atol=0.0, rtol=0.0, reason="", **more):
+        """Measured numbers equal the expected ones: ``|measured - expected| <= atol + rtol |expected|``.
+
+        Args:
+            expected: a number, or a list compared entry by entry.
+            measured: ``(seeds,)`` or ``(seeds, entries)``.
+            reason: why this tolerance.
+        """
+        wanted, seen = np.asarray(expected, float), _seeds(measured)
+        fine = bool(np.all(np.abs(seen - wanted) <= atol + rtol * np.abs(wanted)))
+        width = " + ".join([f"{atol:.3g}"] * (atol > 0) + [f"{rtol:.3g} relative"] * (rtol > 0)) or "exact"
+        self._add(id, statement, source, "value", expected, origin, seen, f"± {width}", reason, fine, **more)
+
+    def bound(self, id, statement, *, source, origin, measured, below=None, above=None, reason="", **more):
+        """Measured numbers stay below, above or between bounds, strictly."""
+        if below is None and above is None:
+            raise ParameterError(f"claim {id!r} needs a bound: below, above or both.")
+        seen = _seeds(measured)
+        low, high = (-math.inf if above is None else above), (math.inf if below is None else below)
+        fine = bool(np.all((seen > low) & (seen < high)))
+        words = " and ".join([f"> {above:.6g}"] * (above is not None) + [f"< {below:.6g}"] * (below is not None))
+        self._add(id, statement, source, "bound", words, origin, seen, "strict", reason, fine, **more)
+
+    def order(self, id, statement, *, source, origin, measured, names, reason="", **more):
+        """The columns of ``measured`` ``(seeds, len(names))`` rise from first to last, strictly, for every seed."""
+        seen = _seeds(measured)
+        fine = bool(np.all(np.diff(seen, axis=1) > 0))
+        self._add(id, statement, source, "order", " < ".join(names), origin, seen, "strict", reason, fine, **more)
+
+    def slope(self, id, statement, *, source, expected, origin, measured, atol, reason="", **more):
+        """A fitted slope or exponent, ``(seeds,)``, equals the expected one within ``atol``."""
+        seen = _seeds(measured)
+        fine = bool(np.all(np.abs(seen - expected) <= atol))
+        self._add(id, statement, source, "slope", expected, origin, seen, f"± {atol:.3g}", reason, fine, **more)
+
+    def holds(self, id, statement, *, source, origin, measured, reason="", **more):
+        """A yes-or-no statement, ``(seeds,)`` truth values: it must hold for every seed."""
+        seen = np.atleast_1d(np.asarray(measured, bool))
+        share = f"{int(seen.sum())} of {seen.size}"
+        self._add(id, statement, source, "holds", "always", origin, seen.astype(float), "every case", reason,
+                  bool(seen.all()), shown=share, **more)  # fmt: skip
+
+    def not_attempted(self, id, statement, *, source, needs):
+        """A claim that was not tested here; ``needs`` says what it would take."""
+        self._append(Claim(id, statement, source, "holds", None, "paper", None, None, 0, "", "not attempted", needs))
+
+    def _add(self, id, statement, source, kind, expected, origin, seen, tolerance, reason, fine, *,
+             note="", n_seeds=None, figures=(), shown=None):  # fmt: skip
+        choice("origin", origin, tuple(ORIGINS))
+        if not np.all(np.isfinite(seen)):
+            fine = False
+        if not fine and not note:
+            note = "Outside the tolerance in this run."
+        centre, spread = np.median(seen, 0), np.ptp(seen, 0) / 2
+        self._append(
+            Claim(id, statement, source, kind, _plain(expected), origin, shown or _plain(centre), _plain(spread),
+                  n_seeds or len(seen), f"{tolerance}: {reason}" if reason else tolerance,
+                  VERDICTS[0] if fine else VERDICTS[1], note, list(figures))
+        )  # fmt: skip
+
+    def _append(self, claim: Claim) -> None:
+        if any(row.id == claim.id for row in self.rows):
+            raise ParameterError(f"claim id {claim.id!r} is used twice in {self.slug}.")
+        self.rows.append(claim)
+
+    def counts(self) -> dict[str, int]:
+        """Number of claims per verdict."""
+        return {verdict: sum(row.verdict == verdict for row in self.rows) for verdict in VERDICTS}
+
+    def summary(self) -> str:
+        """One line: ``"14 claims: 12 reproduced, 1 failed, 1 not attempted"``."""
+        return f"{len(self.rows)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in self.counts().items())
+
+    def as_dicts(self) -> list[dict]:
+        """Rows for ``results.json``."""
+        return [asdict(row) for row in self.rows]
+
+    def __repr__(self) -> str:
+        return "\n".join([self.summary()] + [f"  {row.verdict:13}  {row.id}" for row in self.rows])
+
+    def _repr_html_(self) -> str:
+        return table(self.as_dicts())
+
+
+def table(rows: Sequence[dict]) -> str:
+    """The claims as an HTML table: claim, expected, ours, tolerance, verdict."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim", "Paper or reference", "Ours", "Tolerance", "Verdict"))
+    return (
+        '<table class="claims"><caption class="claims-caption">Claims: expected, ours, tolerance, verdict</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(_row, rows))}</tbody></table>"
+    )
+
+
+def _row(row: dict) -> str:
+    text = {key: html.escape(str(row[key])) for key in ("id", "statement", "source", "tolerance", "verdict", "note")}
+    mark = {"reproduced": "✓", "failed": "✗", "not attempted": "–"}[row["verdict"]]
+    seeds = f"<br><small>{row['n_seeds']} runs, median ± half range</small>" if row["n_seeds"] > 1 else ""
+    ours = _ours(row) + seeds if row["measured"] is not None else "–"
+    expected = f"{show(row['expected'])}<br><small>{ORIGINS[row['origin']]}</small>" if row["expected"] is not None else "–"
+    note = f"<br><small>{text['note']}</small>" if row["note"] else ""
+    tolerance, _, reason = text["tolerance"].partition(": ")
+    cells = [
+        ("Claim", f"{text['statement']}<br><small>{text['source']} · <code>{text['id']}</code></small>"),
+        ("Paper or reference", expected),
+        ("Ours", ours),
+        ("Tolerance", (tolerance or "–") + (f"<br><small>{reason}</small>" if reason else "")),
+        ("Verdict", f'<strong class="verdict">{mark} {text["verdict"]}</strong>{note}'),
+    ]
+    kind = row["verdict"].replace(" ", "-")
+    return f'<tr class="{kind}">' + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells) + "</tr>"
+
+
+def _ours(row: dict) -> str:
+    if isinstance(row["measured"], str):
+        return row["measured"]
+    if row["n_seeds"] < 2 or not np.any(row["spread"]):
+        return show(row["measured"])
+    if isinstance(row["measured"], list):
+        return "<br>".join(f"{show(m)} ± {s:.1g}" for m, s in zip(row["measured"], row["spread"], strict=True))
+    return f"{show(row['measured'])} ± {row['spread']:.1g}"
+
+
+def show(value) -> str:
+    """A number, a list of numbers or a string for reading: six significant digits."""
+    if isinstance(value, list):
+        return "<br>".join(map(show, value))
+    return f"{value:.6g}" if isinstance(value, float | int) else html.escape(str(value))
+
+
+def _seeds(measured) -> np.ndarray:
+    """Measured values with the seeds on the first axis."""
+    return np.atleast_1d(np.asarray(measured, float))
+
+
+def _plain(value):
+    """JSON's numbers, lists and strings; what is not finite becomes a string, so that the file stays valid JSON."""
+    if isinstance(value, str) or value is None:
+        return value
+    array = np.asarray(value, float)
+    if array.ndim:
+        return [_plain(entry) for entry in array]
+    return float(array) if np.isfinite(array) else str(float(array))

@@ -1,0 +1,122 @@
+"""Curvature of a loss and stability of an iteration: Hessians, Lanczos, Lyapunov and Floquet exponents."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lowdim.checks import ParameterError, integer
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector from many tensors."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of ``flatten``, with shapes taken from ``like``."""
+    pieces = vector.split([t.numel() for t in like])
+    return [piece.reshape(t.shape) for piece, t in zip(pieces, like, strict=True)]
+
+
+def hessian(loss: Callable[..., Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """The full Hessian ``(n, n)`` of ``loss(*parameters)``, by automatic differentiation; for small ``n``."""
+    point = flatten([p.detach() for p in parameters])
+    return torch.func.hessian(lambda x: loss(*unflatten(x, parameters)))(point)
+
+
+def hessian_vector_product(loss: Callable[..., Tensor], parameters: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function ``v -> H v`` for flat vectors ``(n,)``: forward mode over the reverse-mode gradient."""
+    point = flatten([p.detach() for p in parameters])
+    gradient = torch.func.grad(lambda x: loss(*unflatten(x, parameters)))
+    return lambda v: torch.func.jvp(gradient, (point,), (v,))[1]
+
+
+def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lanczos tridiagonalisation with full reorthogonalisation (twice), on the device of ``start``.
+
+    No value travels to the host during the iteration.
+
+    Args:
+        product: ``(..., n) -> (..., n)``, the symmetric matrix (one per leading index) times a vector.
+        start: ``(..., n)`` starting vectors.
+        steps: size of the Krylov space.
+
+    Returns:
+        diagonal ``(..., steps)``, off-diagonal ``(..., steps - 1)``, basis ``(..., steps, n)`` with orthonormal rows
+        (a row is zero once the space is exhausted).
+    """
+    steps = integer("steps", steps, at_least=1, at_most=start.shape[-1])
+    basis = start.new_zeros(*start.shape[:-1], steps, start.shape[-1])
+    diagonal, off = start.new_zeros(*start.shape[:-1], steps), start.new_zeros(*start.shape[:-1], steps)
+    q = start / start.norm(dim=-1, keepdim=True)
+    floor = 10 * torch.finfo(start.dtype).eps
+    scale = start.new_zeros(start.shape[:-1])
+    for k in range(steps):
+        basis[..., k, :] = q
+        w = product(q)
+        diagonal[..., k] = (w * q).sum(-1)
+        scale = torch.maximum(scale, w.norm(dim=-1))
+        seen = basis[..., : k + 1, :]
+        for _ in range(2):
+            w = w - ((seen @ w.unsqueeze(-1)).mT @ seen).squeeze(-2)
+        size = w.norm(dim=-1)
+        alive = size > floor * scale  # otherwise the Krylov space is invariant: stop with zeros
+        off[..., k] = torch.where(alive, size, 0.0)
+        q = torch.where(alive.unsqueeze(-1), w / size.unsqueeze(-1), 0.0)
+    return diagonal, off[..., :-1], basis
+
+
+def top_eigenvalues(product: Callable[[Tensor], Tensor], start: Tensor, k: int = 1, steps: int = 30) -> Tensor:
+    """The ``k`` largest eigenvalues ``(..., k)``, falling, of a symmetric matrix given by its products.
+
+    Args:
+        product, start: as in ``lanczos``; ``start`` should be random.
+        steps: size of the Krylov space; more is more accurate.
+
+    Raises:
+        ParameterError: ``k`` larger than ``steps``.
+    """
+    steps = min(steps, start.shape[-1])
+    if not 1 <= k <= steps:
+        raise ParameterError(f"k must be between 1 and the {steps} Lanczos steps, got {k}.")
+    diagonal, off, _ = lanczos(product, start, steps)
+    tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    return torch.linalg.eigvalsh(tridiagonal).flip(-1)[..., :k]
+
+
+def floquet_multipliers(jacobians: Tensor) -> Tensor:
+    """Eigenvalues, largest modulus first, of the product of the Jacobians along one period.
+
+    Args:
+        jacobians: ``(period, ..., n, n)``, in the order in which the steps are taken.
+
+    Returns:
+        ``(..., n)`` complex. The orbit is stable if all have modulus below 1.
+    """
+    period = jacobians[0]
+    for jacobian in jacobians[1:]:
+        period = jacobian @ period
+    values = torch.linalg.eigvals(period)
+    return values.gather(-1, values.abs().argsort(dim=-1, descending=True))
+
+
+def lyapunov_exponent(tangent_step: Callable[[Tensor], Tensor], vector: Tensor, steps: int, burn_in: int = 0) -> Tensor:
+    """Largest Lyapunov exponent: the mean logarithmic growth of a tangent vector carried along an orbit.
+
+    Args:
+        tangent_step: ``(..., n) -> (..., n)``; multiplies by the Jacobian at the current state and moves the state on.
+        vector: ``(..., n)`` starting vectors.
+        steps: steps that count, after ``burn_in`` steps that only align the vector.
+
+    Returns:
+        ``(...)`` growth per step; NaN where an orbit is lost.
+    """
+    total = vector.new_zeros(vector.shape[:-1])
+    for t in range(burn_in + steps):
+        vector = tangent_step(vector)
+        size = vector.norm(dim=-1)
+        vector = vector / size.unsqueeze(-1)
+        if t >= burn_in:
+            total += size.log()
+    return total / steps

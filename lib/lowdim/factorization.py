@@ -1,0 +1,301 @@
+"""Deep matrix factorization: networks without activations, their closed-form gradients and their curvature.
+
+A deep linear network is a product ``W_L ... W_1`` fitted to a target ``M`` by gradient descent on
+``1/2 ||W_L ... W_1 - M||_F^2``. Two forms of it run here, both batched over runs (seeds x step sizes x ...):
+
+* ``MatrixNetwork``: the factors themselves;
+* ``ModeNetwork``: the reduction to scalars. While the singular vectors of all factors stay aligned with the target's,
+  each singular mode is a product of ``L`` numbers and evolves alone (Ghosh et al. 2025, singular-vector stationary set).
+
+Both share prefix and suffix products between the gradients of the layers and work in place. Thresholds assume the
+factor 1/2 in the loss.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowdim.checks import ParameterError, choice, integer, number
+
+STARTS = ("zero-layer", "balanced")
+
+
+# ---------------------------------------------------------------- targets and initial factors
+
+
+def haar(shape: Sequence[int], generator: torch.Generator, dtype=torch.float64) -> Tensor:
+    """Orthogonal matrices ``(*batch, d, d)`` from the Haar measure: QR of a Gaussian, signs fixed by R's diagonal."""
+    gauss = torch.randn(*shape, shape[-1], generator=generator, dtype=dtype, device=generator.device)
+    q, r = torch.linalg.qr(gauss)
+    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
+def spectrum_target(sigma: Sequence[float], width: int, rotations: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """A ``width x width`` target with the given singular values, diagonal or ``U diag(sigma) V^T``.
+
+    Args:
+        sigma: the non-zero singular values, at most ``width`` of them.
+        rotations: ``U`` and ``V``, each ``(*batch, width, width)``; the result then is ``(*batch, width, width)``.
+
+    Raises:
+        ParameterError: more singular values than rows.
+    """
+    if len(sigma) > width:
+        raise ParameterError(f"a {width} x {width} target has at most {width} singular values, got {len(sigma)}.")
+    values = torch.zeros(width, dtype=torch.float64)
+    values[: len(sigma)] = torch.tensor(list(sigma), dtype=torch.float64)
+    if rotations is None:
+        return torch.diag(values)
+    u, v = rotations
+    return (u * values.to(u.device)) @ v.mT
+
+
+def identity_layers(depth: int, runs: int, width: int, alpha: float, start: str = "zero-layer") -> list[Tensor]:
+    """Factors ``alpha I``, first to last, each ``(runs, width, width)``; ``"zero-layer"`` sets the last one to zero."""
+    depth, alpha = integer("depth", depth, at_least=2), number("alpha", alpha, above=0)
+    choice("start", start, STARTS)
+    layers = [alpha * torch.eye(width, dtype=torch.float64).repeat(runs, 1, 1) for _ in range(depth)]
+    if start == "zero-layer":
+        layers[-1].zero_()
+    return layers
+
+
+def mode_layers(depth: int, runs: int, modes: int, alpha: float, start: str = "zero-layer") -> Tensor:
+    """The same start for the scalar reduction: ``(depth, runs, modes)``, layer 1 first."""
+    depth, alpha = integer("depth", depth, at_least=2), number("alpha", alpha, above=0)
+    choice("start", start, STARTS)
+    layers = torch.full((depth, runs, modes), alpha, dtype=torch.float64)
+    if start == "zero-layer":
+        layers[-1] = 0.0
+    return layers
+
+
+def gaussian_layers(depth: int, runs: int, width: int, scale: float, generator: torch.Generator) -> list[Tensor]:
+    """Factors with independent entries ``N(0, scale^2 / width)``, each ``(runs, width, width)``."""
+    depth, scale = integer("depth", depth, at_least=2), number("scale", scale, above=0)
+    draw = torch.randn(depth, runs, width, width, generator=generator, dtype=torch.float64, device=generator.device)
+    return list(draw.mul_(scale / math.sqrt(width)).unbind(0))
+
+
+# ---------------------------------------------------------------- the networks
+
+
+class ModeNetwork:
+    """Gradient descent on singular modes: ``s_l <- s_l - eta (pi - sigma) prod_{k != l} s_k``.
+
+    Source: Ghosh et al. 2025, dynamics on the singular-vector stationary set.
+
+    Args:
+        layers: ``(depth, runs, modes)``, changed in place by ``step``.
+        sigma: target singular values, broadcastable to ``(runs, modes)``.
+        eta: step sizes, broadcastable to ``(runs, modes)``; a ``(runs,)`` vector is taken as one per run.
+
+    Raises:
+        ParameterError: fewer than two layers, or shapes that do not fit.
+    """
+
+    run_dim = 1
+
+    def __init__(self, layers: Tensor, sigma: Tensor, eta: Tensor | float):
+        if layers.dim() != 3 or len(layers) < 2:
+            raise ParameterError(f"layers must be (depth >= 2, runs, modes), got shape {tuple(layers.shape)}.")
+        shape = layers.shape[1:]
+        eta = torch.as_tensor(eta, dtype=layers.dtype, device=layers.device)
+        eta = eta.unsqueeze(-1) if eta.dim() == 1 else eta
+        sigma = torch.as_tensor(sigma, dtype=layers.dtype, device=layers.device)
+        try:
+            self.eta, self.sigma = eta.expand(shape).contiguous(), sigma.expand(shape).contiguous()
+        except RuntimeError as error:
+            raise ParameterError(
+                f"sigma {tuple(sigma.shape)} and eta {tuple(eta.shape)} must fit (runs, modes) = {tuple(shape)}."
+            ) from error
+        self.layers = layers
+        self._prefix = [layers[0]] + [torch.empty_like(layers[0]) for _ in layers[1:]]
+        self._pull = [torch.empty_like(layers[0]) for _ in layers]
+
+    @property
+    def state(self) -> list[Tensor]:
+        return [self.layers]
+
+    def product(self) -> Tensor:
+        """End-to-end singular values ``(runs, modes)``."""
+        return self.layers.prod(0)
+
+    def loss(self) -> Tensor:
+        """``1/2 sum_i (pi_i - sigma_i)^2`` of each run, ``(runs,)``."""
+        return 0.5 * (self.product() - self.sigma).square().sum(-1)
+
+    def gap(self, upper: int = -1, lower: int = 0) -> Tensor:
+        """Balancing gap ``s_upper^2 - s_lower^2`` between two layers, ``(runs, modes)``."""
+        return self.layers[upper].square() - self.layers[lower].square()
+
+    def step(self) -> None:
+        """One step for all layers, runs and modes, in place."""
+        layers, prefix, pull = self.layers, self._prefix, self._pull
+        for l in range(1, len(layers)):
+            torch.mul(prefix[l - 1], layers[l], out=prefix[l])  # s_1 ... s_l
+        torch.sub(prefix[-1], self.sigma, out=pull[-1]).mul_(self.eta)  # eta (pi - sigma)
+        for l in range(len(layers) - 1, 0, -1):
+            torch.mul(pull[l], layers[l], out=pull[l - 1])  # eta (pi - sigma) s_L ... s_l
+            layers[l].addcmul_(pull[l], prefix[l - 1], value=-1)
+        layers[0].sub_(pull[0])
+
+
+class Factorization:
+    """The loss ``1/2 ||W - M||_F^2``: its gradient in the end-to-end matrix ``W`` is ``W - M``.
+
+    Args:
+        target: ``(rows, columns)`` or one per run, ``(runs, rows, columns)``.
+    """
+
+    def __init__(self, target: Tensor):
+        self.target = target
+
+    def gradient(self, product: Tensor, out: Tensor) -> Tensor:
+        """The gradient at ``product`` ``(runs, rows, columns)``, written to ``out``."""
+        return torch.sub(product, self.target, out=out)
+
+    def loss(self, product: Tensor) -> Tensor:
+        """``(runs,)``."""
+        return 0.5 * (product - self.target).square().sum((-2, -1))
+
+
+class MatrixNetwork:
+    """Gradient descent on the factors: layer ``l`` receives ``(W_L..W_{l+1})^T G (W_{l-1}..W_1)^T``.
+
+    ``G`` is the loss's gradient in the end-to-end matrix. A step costs ``3 (L - 1)`` matrix products.
+
+    Args:
+        layers: first to last; layer ``l`` is ``(runs, d_l, d_{l-1})``, changed in place by ``step``.
+        problem: what is fitted, such as ``Factorization(target)``.
+        eta: one step size, or one per run, ``(runs,)``.
+
+    Raises:
+        ParameterError: fewer than two layers, or neighbouring layers whose sizes do not match.
+    """
+
+    run_dim = 0
+
+    def __init__(self, layers: Sequence[Tensor], problem, eta: Tensor | float):
+        if len(layers) < 2:
+            raise ParameterError(f"a deep network needs at least 2 layers, got {len(layers)}.")
+        for l, (first, then) in enumerate(zip(layers, layers[1:], strict=False), start=1):
+            if first.dim() != 3 or then.dim() != 3 or first.shape[1] != then.shape[2] or len(first) != len(then):
+                raise ParameterError(
+                    f"layer {l} {tuple(first.shape)} does not feed layer {l + 1} {tuple(then.shape)}: each is (runs, out, in)."
+                )
+        self.layers, self.problem = list(layers), problem
+        first, runs = layers[0], len(layers[0])
+        eta = torch.as_tensor(eta, dtype=first.dtype, device=first.device).reshape(-1, 1, 1)
+        self.eta = eta.expand(runs, 1, 1).contiguous()
+        columns = first.shape[2]
+        self._prefix = [first] + [first.new_empty(runs, w.shape[1], columns) for w in layers[1:]]
+        self._pull = [first.new_empty(runs, w.shape[1], columns) for w in layers]
+
+    @property
+    def state(self) -> list[Tensor]:
+        return self.layers
+
+    def product(self) -> Tensor:
+        """The end-to-end matrices ``(runs, rows, columns)``."""
+        end = self.layers[0]
+        for layer in self.layers[1:]:
+            end = layer @ end
+        return end
+
+    def loss(self) -> Tensor:
+        """The loss of each run, ``(runs,)``."""
+        return self.problem.loss(self.product())
+
+    def step(self) -> None:
+        """One step for all layers and runs, in place."""
+        layers, prefix, pull = self.layers, self._prefix, self._pull
+        for l in range(1, len(layers)):
+            torch.bmm(layers[l], prefix[l - 1], out=prefix[l])  # W_l ... W_1
+        self.problem.gradient(prefix[-1], out=pull[-1]).mul_(self.eta)
+        for l in range(len(layers) - 1, 0, -1):
+            torch.bmm(layers[l].mT, pull[l], out=pull[l - 1])  # (W_L ... W_l)^T eta G
+            layers[l].baddbmm_(pull[l], prefix[l - 1].mT, alpha=-1)
+        layers[0].sub_(pull[0])
+
+
+# ---------------------------------------------------------------- what theory says
+
+
+def sharpness(sigma, depth: int):
+    """Curvature of one mode at its balanced minimum, ``S = L sigma^(2 - 2/L)`` (Ghosh et al. 2025)."""
+    return depth * sigma ** (2 - 2 / depth)
+
+
+def edge(sigma, depth: int):
+    """The learning rate ``2/S`` above which the balanced minimum of a mode is unstable."""
+    return 2 / sharpness(sigma, depth)
+
+
+def minimum_hessian_eigenvalues(sigma: Sequence[float], width: int, depth: int) -> Tensor:
+    """All ``L d^2`` Hessian eigenvalues at the balanced minimum, falling.
+
+    For a pair of modes ``(i, j)``: ``sum_l (sigma_i^(1-1/L-l/L) sigma_j^(l/L))^2``, ``l = 0..L-1``, with ``0^0 = 1``;
+    all others are zero (Ghosh et al. 2025, lemma on the sharpness of the minimum; checked against autograd).
+    """
+    depth = integer("depth", depth, at_least=2)
+    root = torch.zeros(width, dtype=torch.float64)
+    root[: len(sigma)] = torch.tensor(list(sigma), dtype=torch.float64) ** (1 / depth)
+    power = torch.stack([root**l for l in range(depth)])  # torch has 0^0 = 1
+    pairs = torch.einsum("li,lj->ij", power.flip(0).square(), power.square())
+    zeros = torch.zeros(depth * width**2 - width**2, dtype=torch.float64)
+    return torch.cat([pairs.flatten(), zeros]).sort(descending=True).values
+
+
+def gap_factor(product: Tensor, sigma, eta, s_upper: Tensor, s_lower: Tensor) -> Tensor:
+    """What one step multiplies the balancing gap by: ``1 - eta^2 (pi - sigma)^2 pi^2 / (s_j s_k)^2``.
+
+    Exact for gradient descent; gradient flow keeps the gap (factor 1).
+    """
+    return 1 - (eta * (product - sigma) * product / (s_upper * s_lower)) ** 2
+
+
+def escape_steps(sigma: float, depth: int, alpha: float, eta: float) -> float:
+    """About how many steps a mode needs to leave the saddle from ``mode_layers(..., "zero-layer")``.
+
+    The zero layer reaches ``alpha`` after ``1/(eta sigma alpha^(L-2))`` steps; then the mode grows like
+    ``rho' = eta sigma rho^(L-1)`` (gradient flow, small ``rho``).
+    """
+    top = sigma ** (1 / depth)
+    fill = alpha ** (2 - depth)
+    grow = math.log(top / alpha) if depth == 2 else (fill - top ** (2 - depth)) / (depth - 2)
+    return (fill + max(grow, 0.0)) / (eta * sigma)
+
+
+def transverse_hessian(a: Tensor, b: Tensor, sigma_a, sigma_b, depth: int) -> Tensor:
+    """Hessian of the loss for rotating the singular vectors of two balanced modes into each other.
+
+    All layers are ``diag(a, b)``. The perturbation puts ``x_l`` above and ``y_l`` below the diagonal of layer ``l``;
+    to second order the loss is a quadratic form in ``(x_1..x_L, y_1..y_L)``, whose matrix this is. Gradient descent
+    multiplies the perturbation by ``I - eta H``. (Derived here, not in the paper; checked against autograd.)
+
+    Args:
+        a, b: per-layer values ``rho`` of the two modes, same shape ``(...)``.
+        sigma_a, sigma_b: their targets, broadcastable to ``(...)``.
+
+    Returns:
+        ``(..., 2L, 2L)``.
+    """
+    r_a, r_b = a**depth - sigma_a, b**depth - sigma_b
+    power_a = torch.stack([a**k for k in range(depth)], -1)
+    power_b = torch.stack([b**k for k in range(depth)], -1)
+    u = power_a.flip(-1) * power_b  # how x_l moves the upper corner: a^(L-l) b^(l-1)
+    upper = u.unsqueeze(-1) * u.unsqueeze(-2)
+    v = u.flip(-1)  # how y_l moves the lower corner
+    lower = v.unsqueeze(-1) * v.unsqueeze(-2)
+    cross = torch.zeros_like(upper)
+    for l in range(depth):
+        for m in range(depth):
+            between = abs(l - m) - 1  # layers between the two
+            if l > m:
+                cross[..., l, m] = r_a * power_a[..., depth - 2 - between] * power_b[..., between]
+            elif l < m:
+                cross[..., l, m] = r_b * power_b[..., depth - 2 - between] * power_a[..., between]
+    return torch.cat([torch.cat([upper, cross], -1), torch.cat([cross.mT, lower], -1)], -2)

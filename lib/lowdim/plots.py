@@ -1,0 +1,112 @@
+"""House style: colour-blind-safe colours, and every figure drawn twice, for light and for dark pages."""
+
+import io
+from contextlib import contextmanager
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgba
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without yellow and black: apart for colour-blind readers, 3:1 or more on white and on dark.
+COLOURS = {
+    "blue": "#0072b2",
+    "orange": "#d55e00",
+    "green": "#009e73",
+    "pink": "#c2679b",
+    "sky": "#3a9ad9",
+    "amber": "#c98500",
+}
+CYCLE = list(COLOURS.values())
+INK, PAPER = "#1f2328", "#ffffff"
+DARK_INK, DARK_PAPER = "#d4d8dd", "#14181e"
+GREY = "#7d848c"  # guides and annotations: legible on both papers
+SEQUENTIAL = "cividis"
+DIVERGING = "RdBu_r"
+
+
+def style() -> None:
+    """Set matplotlib's defaults to the book's style."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.6),
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "figure.facecolor": PAPER,
+            "axes.facecolor": PAPER,
+            "axes.prop_cycle": mpl.cycler(color=CYCLE),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "axes.titlelocation": "left",
+            "axes.grid": False,
+            "font.size": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 1.6,
+            "image.cmap": SEQUENTIAL,
+            "svg.hashsalt": "lowdim",
+            **{
+                key: INK
+                for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+            },
+        }
+    )
+
+
+def mark(ax: Axes, at: float, label: str = "", axis: str = "x", where: float = 0.98, **line) -> None:
+    """A thin grey guide line across the axes with a label beside it, such as a threshold."""
+    line = {"color": GREY, "linestyle": "--", "linewidth": 1.0, "zorder": 0} | line
+    text = {"color": GREY, "fontsize": "small"}
+    if axis == "x":
+        ax.axvline(at, **line)
+        ax.text(at, where, f" {label}", transform=ax.get_xaxis_transform(), va="top", ha="left", **text)
+    else:
+        ax.axhline(at, **line)
+        ax.text(where, at, f"{label} ", transform=ax.get_yaxis_transform(), va="bottom", ha="right", **text)
+
+
+def png(figure: Figure, dark: bool = False, dpi: int = 160) -> bytes:
+    """The figure as PNG bytes; ``dark=True`` swaps ink and paper and leaves the colours alone."""
+    buffer = io.BytesIO()
+    with _inverted(figure) if dark else _unchanged():
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+@contextmanager
+def _unchanged():
+    yield
+
+
+@contextmanager
+def _inverted(figure: Figure):
+    """Every artist drawn in ink or paper changes to the dark page's ink or paper, and back afterwards."""
+    swap = {to_hex(INK): DARK_INK, to_hex(PAPER): DARK_PAPER, "#000000": DARK_INK}
+    undo = []
+    for artist in figure.findobj():
+        for part in ("color", "edgecolor", "facecolor", "markeredgecolor", "markerfacecolor"):
+            get, put = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
+            if get is None or put is None:
+                continue
+            new = _swapped(colour := get(), swap)
+            if new is not None:
+                undo.append((put, colour))
+                put(new)
+    try:
+        yield
+    finally:
+        for put, colour in reversed(undo):
+            put(colour)
+
+
+def _swapped(colour, swap):
+    """The dark page's colour for one colour of an artist; None to leave it (many colours, none, or not ink)."""
+    try:
+        red, green, blue, alpha = to_rgba(colour)
+    except (ValueError, TypeError):
+        if getattr(colour, "shape", (0,))[0] != 1:  # a collection with one colour gives a (1, 4) array
+            return None
+        red, green, blue, alpha = colour[0]
+    new = swap.get(to_hex((red, green, blue)))
+    return None if new is None or alpha == 0 else (*to_rgba(new)[:3], alpha)

@@ -1,0 +1,192 @@
+"""What a chapter leaves behind: ``results.json``, the data of every figure, and numbers for its prose."""
+
+import base64
+import json
+import os
+import shutil
+import tempfile
+import time
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+import torch
+from IPython.display import display
+
+from lowdim import plots, runtime
+from lowdim.checks import ParameterError
+from lowdim.claims import Claims
+
+SCHEMA = Path(__file__).with_name("results.schema.json")
+PROFILES = ("quick", "paper")
+FREE_MB = 50  # less room than this on the disk: stop before anything is half written
+
+
+class Results:
+    """Collects a chapter's figures and glued numbers, and writes ``results.json`` at the end.
+
+    Args:
+        slug: the chapter, as in the catalogue.
+        parameters: the parameters of the run; must hold ``profile``, ``seed`` and ``device``.
+        folder: where files go; the current folder by default.
+
+    Raises:
+        ParameterError: an unknown profile, or a device that is not there.
+    """
+
+    def __init__(self, slug: str, parameters: dict, folder: str | Path = "."):
+        if parameters["profile"] not in PROFILES:
+            raise ParameterError(f"profile must be 'quick' or 'paper', got {parameters['profile']!r}.")
+        self.slug, self.parameters, self.folder = slug, dict(parameters), Path(folder)
+        self.device = runtime.pick_device(parameters["device"])
+        self.figures: dict[str, dict] = {}
+        self.glued: dict[str, object] = {}
+        self._started = time.perf_counter()
+
+    def figure(self, figure, name: str, data: dict) -> None:
+        """Show a matplotlib figure and save its data as ``name.npz`` and ``name.csv``.
+
+        Args:
+            figure: the figure; a version for dark pages is saved beside the data.
+            name: short and unique in the chapter.
+            data: name -> array or tensor: what is drawn, enough to draw it again.
+        """
+        self._save_data(name, data)
+        light = plots.png(figure)
+        write_atomically(self.folder / f"{name}.dark.png", plots.png(figure, dark=True))
+        width, height = (round(100 * inches) for inches in figure.get_size_inches())
+        plots.plt.close(figure)
+        _show({"image/png": base64.b64encode(light).decode(), "text/plain": f"[figure {name}]"},
+              {"image/png": {"width": width, "height": height}})  # fmt: skip
+
+    def interactive(self, figure, name: str, data: dict, fallback, title: str) -> None:
+        """Show a plotly figure that works offline, with a static image for print and for pages without scripts.
+
+        Args:
+            figure: a plotly figure, small: its JSON becomes part of the page.
+            name, data: as in ``figure``.
+            fallback: a matplotlib figure that shows one state of it.
+            title: what a screen reader announces.
+        """
+        self._save_data(name, data)
+        still = base64.b64encode(plots.png(fallback, dpi=120)).decode()
+        write_atomically(self.folder / f"{name}.dark.png", plots.png(fallback, dark=True))
+        plots.plt.close(fallback)
+        _show({"text/html": plotly_html(figure, name, still, title), "text/plain": f"[interactive figure {name}]"})
+
+    def glue(self, name: str, value) -> None:
+        """A number or a short text for the prose: written ``{glue:text}`name:.3f` `` there, computed here."""
+        value = value.item() if isinstance(value, np.generic | torch.Tensor) else value
+        self.glued[name] = value
+        record = {"application/papermill.record/text/plain": repr(value)}
+        display(record, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}})
+
+    def write(self, claims: Claims) -> dict:
+        """Write ``results.json``; returns its content."""
+        content = {
+            "slug": self.slug,
+            "profile": self.parameters["profile"],
+            "parameters": self.parameters,
+            "claims": claims.as_dicts(),
+            "figures": self.figures,
+            "glue": self.glued,
+            "runtime_s": round(time.perf_counter() - self._started, 1),
+            "peak_memory_mb": runtime.peak_memory_mb(self.device),
+            **runtime.provenance(self.device),
+        }
+        write_atomically(self.folder / "results.json", json.dumps(content, indent=1, allow_nan=False).encode())
+        return content
+
+    def _save_data(self, name: str, data: dict) -> None:
+        if name in self.figures:
+            raise ParameterError(f"figure {name!r} is saved twice in {self.slug}.")
+        arrays = {key: _array(value) for key, value in data.items()}
+        with tempfile.TemporaryFile() as file:
+            np.savez_compressed(file, **arrays)
+            file.seek(0)
+            write_atomically(self.folder / f"{name}.npz", file.read())
+        write_atomically(self.folder / f"{name}.csv", csv_text(arrays).encode())
+        self.figures[name] = {"data": f"{name}.npz"}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: a reader sees the old file or the new one, also after a kill.
+
+    Raises:
+        OSError: too little room on the disk, or a folder that cannot be written; the old file is untouched.
+    """
+    path = Path(path)
+    free = shutil.disk_usage(path.parent).free
+    if free < len(content) + FREE_MB * 1024**2:
+        raise OSError(f"{path.parent} has {free // 1024**2} MB free, too little to write {path.name}; nothing was changed.")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def csv_text(arrays: dict[str, np.ndarray]) -> str:
+    """Arrays as columns of one table, short ones padded with blanks; ``x[2]`` is column 2 of a two-dimensional ``x``."""
+    columns = {}
+    for name, array in arrays.items():
+        flat = array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(-1, 1)
+        for index, column in enumerate(flat.T):
+            columns[f"{name}[{index}]" if flat.shape[1] > 1 else name] = [_cell(entry) for entry in column]
+    rows = zip_longest(*columns.values(), fillvalue="")
+    return "\n".join(",".join(row) for row in [tuple(columns), *rows]) + "\n"
+
+
+def _cell(entry) -> str:
+    return f"{entry:.10g}" if isinstance(entry, np.floating) else str(entry)
+
+
+def _array(value) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _show(data: dict, metadata: dict | None = None) -> None:
+    display(data, raw=True, metadata=metadata or {})
+
+
+_PLOTLY = """<div class="interactive" role="group" aria-label="{title}">
+<div id="{div}" class="interactive-plot" style="min-height:{height}px"></div>
+<img class="interactive-still" src="data:image/png;base64,{still}" alt="{title} (still image)">
+<noscript>Without scripts, the still image shows one state of this figure.</noscript>
+<script type="application/json" id="{div}-spec">{spec}</script>
+<script>(function () {{
+  const holder = document.getElementById("{div}"), root = document.documentElement.dataset.content_root;
+  const spec = JSON.parse(document.getElementById("{div}-spec").textContent);
+  const draw = function () {{
+    holder.parentElement.classList.add("is-live");
+    window.lowdimPlot ? window.lowdimPlot(holder, spec) : Plotly.newPlot(holder, spec.data, spec.layout, {{responsive: true}})
+      .then(function () {{ if (spec.frames) Plotly.addFrames(holder, spec.frames); }});
+  }};
+  const load = function () {{
+    if (window.Plotly) return draw();
+    let script = document.getElementById("plotlyjs");
+    if (!script) {{
+      script = document.createElement("script");
+      script.id = "plotlyjs";
+      script.src = root === undefined ? "https://cdn.plot.ly/plotly-{version}.min.js" : root + "_static/plotly.min.js";
+      document.head.appendChild(script);
+    }}
+    script.addEventListener("load", draw);
+  }};
+  if (!("IntersectionObserver" in window)) return load();
+  const seen = new IntersectionObserver(function (entries) {{
+    if (entries.some(function (entry) {{ return entry.isIntersecting; }})) {{ seen.disconnect(); load(); }}
+  }}, {{rootMargin: "400px"}});
+  seen.observe(holder.parentElement);
+}})();</script></div>"""
+
+
+def plotly_html(figure, name: str, still: str, title: str) -> str:
+    """A plotly figure as HTML: data in the page, the library from the book's own copy (elsewhere, its public address)."""
+    from plotly.offline import get_plotlyjs_version
+
+    figure.layout.template = None
+    spec = figure.to_json().replace("</", "<\\/")
+    height = figure.layout.height or 450
+    return _PLOTLY.format(div=f"plot-{name}", spec=spec, still=still, title=title, height=height, version=get_plotlyjs_version())

@@ -1,0 +1,93 @@
+"""Where a run happens: device, random generators, and the provenance that is printed under its figures."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from lowdim.checks import ParameterError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device to run on: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` (a GPU if there is one).
+
+    Raises:
+        ParameterError: if the name is unknown, or a GPU is asked for that PyTorch does not see.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    kind, _, index = str(name).partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ParameterError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}.")
+    if kind == "cuda" and int(index or 0) >= gpus:
+        raise ParameterError(f"device {name!r} was asked for, but PyTorch sees {gpus} GPUs here: use 'cpu' or 'auto'.")
+    return torch.device(name)
+
+
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator of its own: the library never touches the global seed."""
+    return torch.Generator(device=device).manual_seed(int(seed))
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, as printed on a page: ``"CPU (x86_64)"`` or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """Peak memory of this process (and of the GPU, if one is used) in MB, rounded up to a multiple of 100.
+
+    The rounding is on purpose: a budget needs no more, and a second run prints the same.
+    """
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    card = torch.cuda.max_memory_allocated(device) / 1024**2 if device.type == "cuda" else 0.0
+    return 100 * -int(-max(host, card) // 100)
+
+
+def commit() -> str:
+    """The commit of the code that runs, with ``+`` where the checkout had changes; ``"unknown"`` outside git."""
+    if "LOWDIM_COMMIT" in os.environ:
+        return os.environ["LOWDIM_COMMIT"]
+    here = Path(__file__).parent
+
+    def git(*args):
+        return subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    try:  # installed by pip from a git address: pip left the commit in the package's metadata
+        record = json.loads(metadata.distribution("lowdim").read_text("direct_url.json") or "{}")
+        return record["vcs_info"]["commit_id"][:12]
+    except (metadata.PackageNotFoundError, KeyError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("lowdim", "torch", "numpy", "scipy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(device: torch.device) -> dict:
+    """What must be known to run this again: device, versions, commit and date (UTC)."""
+    return {
+        "device": device_name(device),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
