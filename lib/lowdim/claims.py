@@ -170,7 +170,7 @@ def _ours(row: dict) -> str:
     if row["n_seeds"] < 2 or not np.any(np.asarray(row["spread"], float)):
         return show(row["measured"])
     if isinstance(row["measured"], list):
-        return "<br>".join(map(_plus_minus, row["measured"], row["spread"]))
+        return _entries(map(_plus_minus, row["measured"], row["spread"]))
     return _plus_minus(row["measured"], row["spread"])
 
 
@@ -181,8 +181,13 @@ def _plus_minus(value, spread) -> str:
 def show(value) -> str:
     """A number, a list of numbers or a string for reading: six significant digits."""
     if isinstance(value, list):
-        return "<br>".join(map(show, value))
+        return _entries(map(show, value))
     return f"{value:.6g}" if isinstance(value, float | int) else html.escape(str(value))
+
+
+def _entries(texts) -> str:
+    """One line for each entry of a list; the style sheet of the book puts them side by side on a phone."""
+    return " ".join(f'<span class="entry">{text}</span>' for text in texts)
 
 
 def _seeds(measured) -> np.ndarray:

@@ -103,6 +103,11 @@ def descend(
     return Trajectory(recorded.steps, recorded.values, diverged_at)
 
 
+def train(network, n_steps: int, **options) -> Trajectory:
+    """``descend`` for an object that has ``step``, ``state`` and ``run_dim``, as the networks of this library have."""
+    return descend(network.step, network.state, n_steps, run_dim=network.run_dim, **options)
+
+
 def _chunks(n_steps: int, progress: bool):
     firsts = range(0, n_steps, CHUNK)
     if not progress:
