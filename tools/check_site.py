@@ -19,7 +19,9 @@ def pages(site: Path) -> dict[Path, BeautifulSoup]:
 
 
 def anchors(page: BeautifulSoup) -> set[str]:
-    return {tag["id"] for tag in page.find_all(id=True)} | {tag["name"] for tag in page.find_all("a", attrs={"name": True})}
+    return {tag["id"] for tag in page.find_all(id=True)} | {
+        tag["name"] for tag in page.find_all("a", attrs={"name": True})
+    }
 
 
 def problems(site: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Run every chapter whose code, library modules or pins changed, in parallel: Snakemake behind a lock.
 
-    python tools/execute.py [--profile quick|paper] [--jobs N] [SLUG ...]
+python tools/execute.py [--profile quick|paper] [--jobs N] [SLUG ...]
 """
 
 import argparse
@@ -31,7 +31,9 @@ def main() -> int:
     (ROOT / "build").mkdir(exist_ok=True)
     with open(ROOT / "build" / ".lock", "w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it when this process ends, even by a kill
+            fcntl.flock(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the system drops it when this process ends, even by a kill
         except BlockingIOError:
             print("Another build runs in this folder; wait for it to end.", file=sys.stderr)
             return 1

@@ -73,7 +73,9 @@ class Plain:
         text = re.sub(r"```\{math\}\n(.*?)```", self.display_math, text, flags=re.S)
         text = re.sub(r"```\{chapter-status\}\n```", self.status(), text)
         text = re.sub(r"```\{bibliography\}.*?```", lambda m: self.entries(), text, flags=re.S)
-        text = re.sub(r"^:::+\{(\w+)\} ?([^\n]*)\n(?::\w+:[^\n]*\n)*(.*?)\n:::+", self.admonition, text, flags=re.S | re.M)
+        text = re.sub(
+            r"^:::+\{(\w+)\} ?([^\n]*)\n(?::\w+:[^\n]*\n)*(.*?)\n:::+", self.admonition, text, flags=re.S | re.M
+        )
         return text
 
     def glued(self, match):
@@ -83,7 +85,11 @@ class Plain:
     def citation(self, match):
         keys = [key.strip() for key in match[2].split(",")]
         self.cited += [key for key in keys if key not in self.cited]
-        return "; ".join(self.bib[k][0] for k in keys) if match[1] == "t" else f"({'; '.join(self.bib[k][1] for k in keys)})"
+        return (
+            "; ".join(self.bib[k][0] for k in keys)
+            if match[1] == "t"
+            else f"({'; '.join(self.bib[k][1] for k in keys)})"
+        )
 
     def link(self, match):
         target = match[2] or match[3]
@@ -117,7 +123,9 @@ def published(chapter: Chapter, profile: str, bib: dict) -> nbformat.NotebookNod
     source = f"git+{repository()}@{commit()}"
     page = page_address(chapter.docname)
     cells = [
-        nbformat.v4.new_markdown_cell(f"*The notebook of a page of the book: [{chapter.slug}]({page}). Outputs are from its last run.*"),
+        nbformat.v4.new_markdown_cell(
+            f"*The notebook of a page of the book: [{chapter.slug}]({page}). Outputs are from its last run.*"
+        ),
         nbformat.v4.new_code_cell(INSTALL.format(source=source), metadata={"cellView": "form"}),
     ]
     for cell in notebook.cells:
@@ -129,11 +137,16 @@ def published(chapter: Chapter, profile: str, bib: dict) -> nbformat.NotebookNod
             cell.source = plain.convert(cell.source)
         cells.append(cell)
         if "figure" in options:
-            cells.append(nbformat.v4.new_markdown_cell(f"*{plain.convert(' '.join(options['figure']['caption'].split()))}*"))
+            cells.append(
+                nbformat.v4.new_markdown_cell(f"*{plain.convert(' '.join(options['figure']['caption'].split()))}*")
+            )
     for index, cell in enumerate(cells):
         cell["id"] = f"cell-{index:03d}"
     notebook.cells = cells
-    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": notebook.metadata.get("language_info", {})}
+    notebook.metadata = {
+        "kernelspec": notebook.metadata["kernelspec"],
+        "language_info": notebook.metadata.get("language_info", {}),
+    }
     nbformat.validate(notebook)
     return notebook
 

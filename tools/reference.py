@@ -18,7 +18,9 @@ LONG = 10_000  # characters of text output beyond which nothing is kept
 def small_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The executed notebook without images, long outputs and metadata of the run."""
     notebook = nbformat.read(build_folder("quick", chapter.slug) / "notebook.ipynb", 4)
-    cells = [c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
+    cells = [
+        c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
+    ]
     for index, cell in enumerate(cells):
         cell.id = f"cell-{index:03d}"
         cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}

@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:  # started with a Python that has not got t
         sys.exit(f"The book's environment is missing ({error}): run `make env` first.")
     os.execv(inside, [str(inside), *sys.argv])
 
-from lowdim.results import SCHEMA, write_atomically
+from lowdim.results import SCHEMA, write_atomically  # noqa: E402 (after the check of the environment)
 
 CELL_SECONDS = {"quick": 600, "paper": None}
 
@@ -58,7 +58,9 @@ def parsed_knobs(chapter: Chapter, pairs: list, profile: str) -> dict:
             given[name] = json.loads(text)
         except json.JSONDecodeError as error:
             if kinds.get(name, "str") != "str":
-                raise BadInputError(f"parameter {name!r} must be {chapter.knobs()[name].words()}, written as JSON, got {text!r}.") from error
+                raise BadInputError(
+                    f"parameter {name!r} must be {chapter.knobs()[name].words()}, written as JSON, got {text!r}."
+                ) from error
             given[name] = text
     if given.get("profile", profile) != profile and profile != "quick":
         raise BadInputError(f"--profile says {profile!r} and -p profile says {given['profile']!r}: give one of them.")
@@ -94,7 +96,9 @@ def execute(chapter: Chapter, knobs: dict, work: Path) -> nbformat.NotebookNode:
 def _section(work: Path, error) -> str:
     cells = nbformat.read(work / "failed.ipynb", 4).cells
     at = next((k for k, c in enumerate(cells) if c.cell_type == "code" and _raised(c)), 0)
-    headings = [line for c in cells[:at] if c.cell_type == "markdown" for line in c.source.splitlines() if line[:1] == "#"]
+    headings = [
+        line for c in cells[:at] if c.cell_type == "markdown" for line in c.source.splitlines() if line[:1] == "#"
+    ]
     return headings[-1].lstrip("# ") if headings else "?"
 
 

@@ -47,7 +47,9 @@ def results_of(docname: str) -> dict | None:
 
 
 def code_cells(notebook):
-    return [c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
+    return [
+        c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
+    ]
 
 
 def read_with_outputs(text, config=None, path=None, **options):
@@ -102,13 +104,18 @@ class ChapterStatus(SphinxDirective):
             return [nodes.paragraph("", "This chapter has not been run yet.")]
         n = counts(results)
         text = (
-            f'<p class="chapter-status" role="note"><a href="#claims"><span class="ok">✓ {n["reproduced"]} reproduced</span> '
-            f'<span class="bad">✗ {n["failed"]} failed</span> <span class="open">– {n["not attempted"]} not attempted</span></a> '
+            '<p class="chapter-status" role="note"><a href="#claims">'
+            f'<span class="ok">✓ {n["reproduced"]} reproduced</span> '
+            f'<span class="bad">✗ {n["failed"]} failed</span> '
+            f'<span class="open">– {n["not attempted"]} not attempted</span></a> '
             f"<span>{results['runtime_s']:.0f} s</span> <span>{results['peak_memory_mb']} MB</span> "
             f"<span>{html.escape(results['device'])}</span> <span>{results['profile']} profile</span></p>"
         )
         plain = f"Claims: {n['reproduced']} reproduced, {n['failed']} failed, {n['not attempted']} not attempted."
         return [raw(text), nodes.raw("", plain, format="latex")]
+
+
+COLUMNS = ("Paper", "Status", "Reproduced", "Failed", "Not attempted", "Time", "Memory", "Device")
 
 
 class Scoreboard(SphinxDirective):
@@ -118,33 +125,36 @@ class Scoreboard(SphinxDirective):
         self.env.note_dependency(str(ROOT / "book/catalogue.yml"))
         parts = yaml.safe_load((ROOT / "book/catalogue.yml").read_text())["parts"]
         chapters = {docname.rsplit("/", 1)[-1]: docname for docname in self.env.found_docs}
-        rows = [(part["part"], paper, chapters.get(paper["slug"])) for part in parts for paper in part["papers"]]
-        body = "".join(self.row(*row) for row in rows)
-        head = "".join(
-            f'<th scope="col">{name}</th>'
-            for name in ("Paper", "Part", "Status", "Reproduced", "Failed", "Not attempted", "Time", "Memory", "Device")
-        )
-        done = sum(1 for _, _, docname in rows if docname and results_of(docname))
-        summary = f"{done} of {len(rows)} papers have a chapter; the others are planned."
-        table = f'<table class="scoreboard"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        return [raw(f'<p class="scoreboard-summary">{summary}</p><div class="scoreboard-box" tabindex="0">{table}</div>'),
-                nodes.raw("", summary, format="latex")]  # fmt: skip
+        bodies, done, papers = [], 0, 0
+        for part in parts:
+            rows = [self.row(paper, chapters.get(paper["slug"])) for paper in part["papers"]]
+            heading = (
+                f'<tr class="part"><th colspan="{len(COLUMNS)}" scope="colgroup">{html.escape(part["part"])}</th></tr>'
+            )
+            bodies.append(f"<tbody>{heading}{''.join(rows)}</tbody>")
+            papers += len(rows)
+            done += sum('class="chapter"' in row for row in rows)
+        head = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS)
+        summary = f"{done} of {papers} papers have a chapter; the others are planned."
+        table = f'<table class="scoreboard"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
+        return [raw(f'<p class="scoreboard-summary">{summary}</p>{table}'), nodes.raw("", summary, format="latex")]
 
-    def row(self, part, paper, docname):
+    def row(self, paper, docname):
         results = results_of(docname) if docname else None
-        title, part = html.escape(paper["title"]), html.escape(part.split(". ", 1)[-1])
+        title = html.escape(paper["title"])
         if results is None:
-            cells = [f'<span id="paper-{paper["slug"]}">{title}</span>', part, "planned"] + ["–"] * 6
-            kind = "planned"
+            kind, cells = "planned", [title, "planned"] + ["–"] * (len(COLUMNS) - 2)
         else:
             n = counts(results)
-            link = f'<a id="paper-{paper["slug"]}" href="{"../" * self.env.docname.count("/")}{docname}.html">{title}</a>'
-            cells = [link, part, "chapter", *map(str, n.values()), f"{results['runtime_s']:.0f} s",
-                     f"{results['peak_memory_mb']} MB", html.escape(results["device"])]  # fmt: skip
-            kind = "chapter"
-        labels = ("Paper", "Part", "Status", "Reproduced", "Failed", "Not attempted", "Time", "Memory", "Device")
-        tds = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in zip(labels, cells, strict=True))
-        return f'<tr class="{kind}">{tds}</tr>'
+            link = f'<a href="{"../" * self.env.docname.count("/")}{docname}.html">{title}</a>'
+            machine = [
+                f"{results['runtime_s']:.0f} s",
+                f"{results['peak_memory_mb']} MB",
+                html.escape(results["device"]),
+            ]
+            kind, cells = "chapter", [link, "chapter", *map(str, n.values()), *machine]
+        tds = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in zip(COLUMNS, cells, strict=True))
+        return f'<tr class="{kind}" id="paper-{paper["slug"]}">{tds}</tr>'
 
 
 # ---------------------------------------------------------------- figures
@@ -165,12 +175,14 @@ def finish_figures(app, document):
         image = next(figure.findall(nodes.image), None)
         if image is not None:  # the theme's own only-light and only-dark classes would hide the caption too
             image["classes"] += ["on-light", "dark-light"]
-            alt = html.escape(image.get("alt", ""), quote=True)
-            dark = f'<img class="on-dark dark-light" src="{base}.dark.png" alt="{alt}" loading="lazy" style="width:{image["width"]}px">'
+            alt, width = html.escape(image.get("alt", ""), quote=True), str(image["width"]).removesuffix("px")
+            dark = f'<img class="on-dark dark-light" src="{base}.dark.png" alt="{alt}" loading="lazy" width="{width}">'
             image.parent.insert(image.parent.index(image) + 1, raw(dark))
         line = (
-            f'<span class="figure-data">Data: <a href="{base}.npz" download>npz</a>, <a href="{base}.csv" download>csv</a>. '
-            f"{results['profile'].capitalize()} profile, seed {results['parameters']['seed']}, {html.escape(results['device'])}, "
+            f'<span class="figure-data">Data: <a href="{base}.npz" download>npz</a>, '
+            f'<a href="{base}.csv" download>csv</a>. '
+            f"{results['profile'].capitalize()} profile, seed {results['parameters']['seed']}, "
+            f"{html.escape(results['device'])}, "
             f"commit {html.escape(results['commit'])}, {results['date'][:10]}.</span>"
         )
         next(figure.findall(nodes.caption)).append(raw(line))
@@ -189,7 +201,9 @@ def colab_button(app, pagename, templatename, context, doctree):
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []):
             if isinstance(button, dict) and button.get("text") == "Colab":
-                button["url"] = f"https://colab.research.google.com/github/{address}/blob/gh-pages/notebooks/{pagename}.ipynb"
+                button["url"] = (
+                    f"https://colab.research.google.com/github/{address}/blob/gh-pages/notebooks/{pagename}.ipynb"
+                )
 
 
 def copy_assets(app, failed):

@@ -38,7 +38,9 @@ def fetch(name: str, url: str, sha256: str, timeout: float = 60.0) -> Path:
     if path.exists():
         if _digest(path) == sha256:
             return path
-        raise DataError(f"{path.name} in the data folder {path.parent} has another checksum than expected: delete it and run again.")
+        raise DataError(
+            f"{path.name} in the data folder {path.parent} has another checksum than expected: delete it and run again."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -46,10 +48,14 @@ def fetch(name: str, url: str, sha256: str, timeout: float = 60.0) -> Path:
             while block := source.read(1 << 20):
                 sink.write(block)
         if _digest(part) != sha256:
-            raise DataError(f"{name} was downloaded from {url}, but its checksum is not the expected one; it was not kept.")
+            raise DataError(
+                f"{name} was downloaded from {url}, but its checksum is not the expected one; it was not kept."
+            )
         os.replace(part, path)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise DataError(f"{name} could not be downloaded from {url} ({error}); put the file into {path.parent} by hand.") from error
+        raise DataError(
+            f"{name} could not be downloaded from {url} ({error}); put the file into {path.parent} by hand."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -104,7 +110,7 @@ def cifar10(samples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
 def subsets(
     inputs: np.ndarray, labels: np.ndarray, samples: int, runs: int, generator: torch.Generator, dtype=torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """A random subset for each run: inputs ``(runs, samples, features)`` and one-hot labels ``(runs, samples, classes)``.
+    """A random subset for each run: inputs ``(runs, samples, features)``, one-hot labels ``(runs, samples, classes)``.
 
     Raises:
         ParameterError: more samples than the data has.

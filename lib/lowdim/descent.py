@@ -132,14 +132,16 @@ class _Recorder:
         for name, function in self.functions.items():
             value = function()
             if name not in self.values:
-                self.values[name] = torch.empty((len(self.wanted), *value.shape), dtype=value.dtype, device=value.device)
+                self.values[name] = torch.empty(
+                    (len(self.wanted), *value.shape), dtype=value.dtype, device=value.device
+                )
             self.values[name][self.row] = value
         self.row += 1
 
 
 def _out_of_bounds(state: Sequence[Tensor], run_dim: int, bound: float) -> Tensor:
     """``(runs,)`` whether any entry is NaN, infinite or larger than the bound."""
-    sizes = [s.movedim(run_dim, 0).flatten(1).abs().amax(1) if s.numel() else s.new_zeros(s.shape[run_dim]) for s in state]
+    sizes = [s.movedim(run_dim, 0).reshape(s.shape[run_dim], -1).abs().amax(1) for s in state]
     return ~(torch.stack(sizes).nan_to_num(nan=float("inf")).amax(0) <= bound)
 
 

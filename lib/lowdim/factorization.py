@@ -5,7 +5,7 @@ A deep linear network is a product ``W_L ... W_1`` fitted to a target ``M`` by g
 
 * ``MatrixNetwork``: the factors themselves;
 * ``ModeNetwork``: the reduction to scalars. While the singular vectors of all factors stay aligned with the target's,
-  each singular mode is a product of ``L`` numbers and evolves alone (Ghosh et al. 2025, singular-vector stationary set).
+  each singular mode is a product of ``L`` numbers and evolves alone (Ghosh et al. 2025, stationary set).
 
 Both share prefix and suffix products between the gradients of the layers and work in place. Thresholds assume the
 factor 1/2 in the loss.
@@ -13,6 +13,7 @@ factor 1/2 in the loss.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -181,10 +182,11 @@ class MatrixNetwork:
     def __init__(self, layers: Sequence[Tensor], problem, eta: Tensor | float):
         if len(layers) < 2:
             raise ParameterError(f"a deep network needs at least 2 layers, got {len(layers)}.")
-        for l, (first, then) in enumerate(zip(layers, layers[1:], strict=False), start=1):
+        for l, (first, then) in enumerate(pairwise(layers), start=1):
             if first.dim() != 3 or then.dim() != 3 or first.shape[1] != then.shape[2] or len(first) != len(then):
                 raise ParameterError(
-                    f"layer {l} {tuple(first.shape)} does not feed layer {l + 1} {tuple(then.shape)}: each is (runs, out, in)."
+                    f"layer {l} {tuple(first.shape)} does not feed layer {l + 1} {tuple(then.shape)}: "
+                    "each is (runs, out, in)."
                 )
         self.layers, self.problem = list(layers), problem
         first, runs = layers[0], len(layers[0])

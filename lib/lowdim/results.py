@@ -82,7 +82,9 @@ class Results:
         value = value.item() if isinstance(value, np.generic | torch.Tensor) else value
         self.glued[name] = value
         record = {"application/papermill.record/text/plain": repr(value)}
-        display(record, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}})
+        display(
+            record, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
+        )
 
     def write(self, claims: Claims) -> dict:
         """Write ``results.json``; returns its content."""
@@ -121,7 +123,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     path = Path(path)
     free = shutil.disk_usage(path.parent).free
     if free < len(content) + FREE_MB * 1024**2:
-        raise OSError(f"{path.parent} has {free // 1024**2} MB free, too little to write {path.name}; nothing was changed.")
+        raise OSError(
+            f"{path.parent} has {free // 1024**2} MB free, too little to write {path.name}; nothing was changed."
+        )
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         beside.write_bytes(content)
@@ -131,7 +135,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def csv_text(arrays: dict[str, np.ndarray]) -> str:
-    """Arrays as columns of one table, short ones padded with blanks; ``x[2]`` is column 2 of a two-dimensional ``x``."""
+    """Arrays as columns of one table, short ones padded with blanks; ``x[2]`` is column 2 of ``x``."""
     columns = {}
     for name, array in arrays.items():
         flat = array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(-1, 1)
@@ -154,7 +158,7 @@ def _show(data: dict, metadata: dict | None = None) -> None:
 
 
 def interactive_html(figure, name: str, still: str, title: str, first: int = 0) -> str:
-    """A plotly figure as HTML: data in the page, the library from the book's own copy (elsewhere, its public address)."""
+    """A plotly figure as HTML: data in the page, the library from the book's copy (elsewhere, its public one)."""
     from plotly.offline import get_plotlyjs_version
 
     figure.layout.template = None
