@@ -36,6 +36,7 @@ paper: env       ## paper-size results of CH, or of every chapter (needs a GPU),
 
 test: book       ## everything that guards the project
 	@$(BIN)/ruff check .
+	@$(BIN)/python tools/reference.py --stage
 	@$(BIN)/python -m pytest -n $(JOBS) -q
 
 lint: env

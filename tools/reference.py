@@ -1,11 +1,13 @@
 """Renew the references of chapters from the last quick run: a small notebook for nbval, results for pytest.
 
     python tools/reference.py [SLUG ...]
+    python tools/reference.py --stage      copies the notebooks to build/nbval, where nbval may leave files
 
 Only what was run from the texts as they are becomes a reference. Read the diff like code.
 """
 
 import json
+import shutil
 import sys
 
 import nbformat
@@ -43,7 +45,19 @@ def small_results(chapter: Chapter) -> dict:
     return {"parameters": results["parameters"], "claims": claims, "figures": sorted(results["figures"])}
 
 
+def stage() -> None:
+    """nbval runs a notebook in its own folder, which fills up with results: give each one a folder in the build."""
+    target = ROOT / "build" / "nbval"
+    shutil.rmtree(target, ignore_errors=True)
+    for path in FOLDER.glob("*.ipynb"):
+        (target / path.stem).mkdir(parents=True)
+        shutil.copy(path, target / path.stem)
+
+
 def main() -> int:
+    if sys.argv[1:] == ["--stage"]:
+        stage()
+        return 0
     try:
         chapters = [find(slug) for slug in sys.argv[1:]] or all_chapters()
     except BadInputError as error:

@@ -206,6 +206,15 @@ def colab_button(app, pagename, templatename, context, doctree):
                 )
 
 
+def tidy_page(app, pagename, templatename, context, doctree):
+    """Leave out the live-code scripts that Jupyter Book adds to every page (unused here, and they clash), and the role
+    that docutils gives to bibliographies without the roles it demands of their entries."""
+    if "body" in context:
+        context["body"] = context["body"].replace('role="list" class="citation-list"', 'class="citation-list"')
+    scripts = context.get("script_files", [])
+    context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
+
+
 def copy_assets(app, failed):
     """MathJax, plotly.js, and the figures' data and dark versions."""
     if failed or app.builder.format != "html":
@@ -237,5 +246,6 @@ def setup(app):
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", finish_figures)
     app.connect("html-page-context", colab_button, priority=900)
+    app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", copy_assets)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,131 @@
+"""The site as its readers see it: phone and laptop, light and dark, keyboard, print, without scripts."""
+
+import functools
+import http.server
+import threading
+from pathlib import Path
+
+import axe_core_python
+import pytest
+from chapters import ROOT, all_chapters
+
+SITE = ROOT / "_build/html"
+CHAPTERS = [f"{chapter.docname}.html" for chapter in all_chapters()]
+PAGES = ["book/index.html", "book/notation.html", "book/how-this-book-works.html", *CHAPTERS]
+WIDTHS = {"phone": 390, "laptop": 1280}
+AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
+
+
+IMAGES = """[...document.querySelectorAll('article figure img')].filter(i => i.checkVisibility()).map(
+  i => [i.naturalWidth > 0, i.getBoundingClientRect().width, i.className, i.width / i.height,
+        i.naturalWidth / i.naturalHeight])"""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+class View:
+    """A page in a browser window, with everything it asked for and complained about."""
+
+    def __init__(self, browser, address, page, width=1280, scheme="light", **options):
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        self.page, self.requests, self.errors = self.context.new_page(), [], []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
+        self.page.on("response", lambda r: self.errors.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.goto(f"{address}/{page}", wait_until="load")
+
+    def read_through(self):
+        """Scroll to the end, so that everything that loads late has loaded."""
+        height = self.page.evaluate("document.documentElement.scrollHeight")
+        for y in range(0, height, 700):
+            self.page.evaluate(f"window.scrollTo(0, {y})")
+            self.page.wait_for_timeout(15)
+        self.page.wait_for_load_state("networkidle")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("page", PAGES)
+def test_page_loads_fits_and_shows_its_figures(browser, address, page, width, scheme):
+    with View(browser, address, page, width, scheme) as view:
+        view.read_through()
+        assert [url for url in view.requests if not url.startswith((address, "data:", "blob:"))] == []
+        assert view.errors == []
+        assert view.page.evaluate("document.documentElement.scrollWidth") <= width
+        shown = view.page.evaluate(IMAGES)
+        for loaded, wide, classes, ratio, natural in shown:
+            assert loaded
+            assert 200 < wide <= width
+            assert ("on-dark" if scheme == "light" else "on-light") not in classes
+            assert ratio == pytest.approx(natural, rel=0.02)
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_mathematics_is_rendered(browser, address, page):
+    with View(browser, address, page) as view:
+        view.page.wait_for_selector("mjx-container", timeout=20_000)
+        assert view.page.locator("mjx-container").count() > 20
+        assert view.page.locator("mjx-merror").count() == 0
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_interactive_figure_with_the_keyboard(browser, address, page):
+    with View(browser, address, page) as view:
+        box = view.page.locator(".interactive").first
+        box.scroll_into_view_if_needed()
+        view.page.wait_for_selector(".interactive .main-svg", timeout=20_000)
+        slider, said = box.locator("input[type=range]"), box.locator("output")
+        before = said.inner_text(), box.locator(".interactive-plot").inner_html()
+        slider.focus()
+        view.page.keyboard.press("ArrowRight")
+        view.page.wait_for_timeout(300)
+        assert said.inner_text() != before[0]
+        assert box.locator(".interactive-plot").inner_html() != before[1]
+        assert not box.locator(".interactive-still").is_visible()
+        view.page.emulate_media(media="print")
+        assert box.locator(".interactive-still").is_visible()
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_without_scripts_a_still_image_stands_in(browser, address, page):
+    with View(browser, address, page, java_script_enabled=False) as view:
+        assert view.page.locator(".interactive-still").first.is_visible()
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_a_figure_can_be_downloaded(browser, address, page):
+    with View(browser, address, page) as view, view.page.expect_download() as download:
+        view.page.locator(".figure-data a[download]").first.click()
+    assert download.value.suggested_filename.endswith(".npz")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_accessibility(browser, address, page, scheme):
+    """axe-core finds no serious violation in the article: contrast, names, roles, order of headings, lists, tables."""
+    with View(browser, address, page, scheme=scheme) as view:
+        view.page.wait_for_timeout(500)
+        view.page.evaluate(AXE)
+        options = "{runOnly: ['wcag2a', 'wcag2aa', 'best-practice']}"
+        found = view.page.evaluate(f"axe.run('article', {options})")["violations"]
+        serious = [f"{v['id']}: {v['nodes'][0]['html'][:150]}" for v in found if v["impact"] in ("serious", "critical")]
+        assert serious == []

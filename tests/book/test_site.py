@@ -1,0 +1,110 @@
+"""The built site: whole, and the checker finds what it should."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from chapters import ROOT, all_chapters
+from check_site import problems
+
+SITE = ROOT / "_build/html"
+CHAPTERS = all_chapters()
+each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=[chapter.slug for chapter in CHAPTERS])
+
+
+def test_the_site_is_whole():
+    assert problems(SITE) == []
+
+
+PAGE = """<html><body><article><a href="#here">a</a><p id="here">b</p>{}</article></body></html>"""
+BROKEN = {
+    "leads to gone.html": '<a href="gone.html">x</a>',
+    "no anchor #there": '<a href="#there">x</a>',
+    "from another host": '<script src="https://example.org/x.js"></script>',
+    "has no alt text": '<img src="i.png" alt="x">',
+    "has no data download": "<figure id='f'></figure>",
+    "a cell printed an error": '<div class="output stderr">Warning</div>',
+}
+
+
+@pytest.mark.parametrize(("words", "markup"), BROKEN.items())
+def test_the_checker_finds(words, markup, tmp_path):
+    for name in ("a.html", "b.html", "c.html"):
+        (tmp_path / name).write_text(PAGE.format(""))
+    (tmp_path / "i.png").touch()
+    assert problems(tmp_path) == []
+    (tmp_path / "a.html").write_text(PAGE.format(markup))
+    assert any(words in problem for problem in problems(tmp_path))
+
+
+def test_an_empty_site_is_a_problem(tmp_path):
+    assert "the site was not built" in problems(tmp_path)[0]
+
+
+def test_the_scoreboard_has_every_paper():
+    text = (SITE / "book/index.html").read_text()
+    assert len(re.findall(r'<tr class="(?:chapter|planned)" id="paper-', text)) == 110
+    for chapter in CHAPTERS:
+        assert re.search(rf'<tr class="chapter" id="paper-{chapter.slug}"', text)
+
+
+@each_chapter
+def test_the_colab_button_leads_to_a_notebook_that_is_there(chapter):
+    text = (SITE / f"{chapter.docname}.html").read_text()
+    found = re.search(r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/gh-pages/([^\"]+ipynb)", text)
+    assert (SITE / found[1]).exists()
+
+
+@each_chapter
+def test_the_published_notebook_is_plain(chapter):
+    notebook = nbformat.read(SITE / "notebooks" / f"{chapter.docname}.ipynb", 4)
+    nbformat.validate(notebook)
+    first_code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert "find_spec" in first_code.source
+    assert re.search(r"git\+https://\S+@[0-9a-f]{40}|@main", first_code.source)
+    assert "--no-deps" in first_code.source
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            assert not re.search(r"\{[a-z:-]+\}`|^```\{|^\([\w-]+\)=", cell.source, re.M), cell.source
+        assert "injected-parameters" not in cell.metadata.get("tags", [])
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+@each_chapter
+def test_the_published_notebook_runs_from_an_empty_folder(chapter, tmp_path):
+    """Outside the repository, with the library installed and no build tool imported."""
+    source = SITE / "notebooks" / f"{chapter.docname}.ipynb"
+    code = (
+        "import papermill, sys; papermill.execute_notebook(sys.argv[1], 'out.ipynb', kernel_name='python3',"
+        " progress_bar=False, execution_timeout=300)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-c", code, source]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    built = json.loads((SITE / "_data" / chapter.slug / "results.json").read_text())
+    assert [c["verdict"] for c in results["claims"]] == [c["verdict"] for c in built["claims"]]
+    assert [c["measured"] for c in results["claims"]] == [c["measured"] for c in built["claims"]]  # a second run
+
+
+@each_chapter
+def test_figure_data_is_in_the_site(chapter):
+    folder = SITE / "_data" / chapter.slug
+    results = json.loads((folder / "results.json").read_text())
+    for name in results["figures"]:
+        assert (folder / f"{name}.npz").exists()
+        assert (folder / f"{name}.csv").exists()
+
+
+def test_nothing_speaks_of_the_machine_it_was_made_on():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    pattern = re.compile(r"/(?:work|tmp|root|home/[a-z]+)/")
+    texts = (".md", ".py", ".ipynb", ".yml", ".json", ".toml", ".txt", ".cfg", ".cff")
+    for path in (ROOT / name for name in listed if name != "tests/book/test_site.py"):
+        if path.suffix in texts:
+            assert not pattern.search(path.read_text()), path
