@@ -23,10 +23,7 @@ from torch import Tensor
 
 from lowdim.checks import ParameterError, choice, integer, number
 from lowdim.factorization import haar
-from lowdim.networks import MatrixNetwork, Problem, matches
-
-MEASUREMENT_BYTES = 1 << 19  # operators are read in pieces of this size, so that the second use finds them in the cache
-
+from lowdim.networks import CACHE_BYTES, MatrixNetwork, Problem, matches
 
 # ---------------------------------------------------------------- problems
 
@@ -109,9 +106,11 @@ class Sensing(Problem):
             )
         self.operators, self.measurements = operators, measurements
         self._flat = operators.flatten(-2)  # (..., m, rows * columns)
-        piece = max(1, MEASUREMENT_BYTES // (self._flat.shape[-1] * operators.element_size()))
-        pieces = range(0, self._flat.shape[-2], operators.shape[-3] if operators.is_cuda else piece)
-        self._pieces = [slice(a, a + pieces.step) for a in pieces]
+        if operators.dim() == 3:
+            # a step uses the operators twice: in pieces that stay in the cache, the second use costs no reading
+            rows = self._flat.shape[0] if operators.is_cuda else max(1, CACHE_BYTES // self._flat[0].nbytes)
+            y = measurements.view(-1, len(operators)).mT  # (m, runs or 1)
+            self._pieces = list(zip(self._flat.split(rows), y.split(rows), strict=True))
 
     def fits(self, shape):
         runs, *size = shape
@@ -126,16 +125,16 @@ class Sensing(Problem):
         return flat @ self._flat.mT if self._flat.dim() == 2 else (self._flat @ flat.unsqueeze(-1)).squeeze(-1)
 
     def gradient(self, product: Tensor, out: Tensor) -> Tensor:
-        """``sum_i (<A_i, W> - y_i) A_i``. Shared operators go through the cache once, a piece at a time."""
+        """``sum_i (<A_i, W> - y_i) A_i``."""
         if self._flat.dim() == 3:
             residual = self.measure(product).sub_(self.measurements).unsqueeze(1)
             return torch.bmm(residual, self._flat, out=out.view(len(out), 1, -1)).view_as(out)
-        flat, total = product.flatten(1), torch.zeros_like(out).flatten(1)
-        for piece in self._pieces:
-            operators = self._flat[piece]
-            residual = (operators @ flat.mT).sub_(self.measurements[..., piece].view(-1, len(operators)).mT)
+        inputs = product.flatten(1).mT.clone()  # out may be product
+        total = out.view(len(out), -1).zero_()
+        for operators, y in self._pieces:
+            residual = torch.addmm(y, operators, inputs, beta=-1)  # (piece, runs)
             total.addmm_(residual.mT, operators)
-        return out.copy_(total.view_as(out))
+        return out
 
     def loss(self, product: Tensor) -> Tensor:
         return 0.5 * (self.measure(product) - self.measurements).square().sum(-1)
@@ -158,6 +157,8 @@ class ThinFactorization(Problem):
         left, right: ``(rows, r)`` and ``(columns, r)``, shared by the runs.
         mean: divide by ``rows * columns``.
     """
+
+    blocked = False  # nothing large belongs to a single run
 
     def __init__(self, left: Tensor, right: Tensor, mean: bool = True):
         if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[1]:
