@@ -72,7 +72,7 @@ class Claims:
         seen = _seeds(measured)
         low, high = (-math.inf if above is None else above), (math.inf if below is None else below)
         fine = bool(np.all((seen > low) & (seen < high)))
-        words = " and ".join([f"> {above:.6g}"] * (above is not None) + [f"< {below:.6g}"] * (below is not None))
+        words = " and ".join(f"{sign} {end:.6g}" for sign, end in ((">", above), ("<", below)) if end is not None)
         self._add(id, statement, source, "bound", words, origin, seen, "strict", reason, fine, **more)
 
     def order(self, id, statement, *, source, origin, measured, names, reason="", **more):
@@ -167,11 +167,15 @@ def _row(row: dict) -> str:
 def _ours(row: dict) -> str:
     if isinstance(row["measured"], str):
         return row["measured"]
-    if row["n_seeds"] < 2 or not np.any(row["spread"]):
+    if row["n_seeds"] < 2 or not np.any(np.asarray(row["spread"], float)):
         return show(row["measured"])
     if isinstance(row["measured"], list):
-        return "<br>".join(f"{show(m)} ± {s:.1g}" for m, s in zip(row["measured"], row["spread"], strict=True))
-    return f"{show(row['measured'])} ± {row['spread']:.1g}"
+        return "<br>".join(map(_plus_minus, row["measured"], row["spread"]))
+    return _plus_minus(row["measured"], row["spread"])
+
+
+def _plus_minus(value, spread) -> str:
+    return f"{show(value)} ± {spread:.1g}" if isinstance(spread, float) else show(value)
 
 
 def show(value) -> str:

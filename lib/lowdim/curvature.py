@@ -32,6 +32,25 @@ def hessian_vector_product(loss: Callable[..., Tensor], parameters: Sequence[Ten
     return lambda v: torch.func.jvp(gradient, (point,), (v,))[1]
 
 
+def population_hessian_product(losses: Callable[..., Tensor], parameters: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    """Hessian-vector products of many independent runs at once: ``(runs, n) -> (runs, n)``.
+
+    Args:
+        losses: parameters -> ``(runs,)``, the loss of each run, which depends on that run's parameters alone.
+        parameters: tensors with the runs on their first axis.
+    """
+    point = tuple(p.detach() for p in parameters)
+    gradient = torch.func.grad(lambda x: losses(*x).sum())
+    sizes = [p[0].numel() for p in point]
+
+    def product(vectors: Tensor) -> Tensor:
+        pieces = vectors.split(sizes, dim=-1)
+        tangent = tuple(v.reshape(p.shape) for v, p in zip(pieces, point, strict=True))
+        return torch.cat([h.flatten(1) for h in torch.func.jvp(gradient, (point,), (tangent,))[1]], -1)
+
+    return product
+
+
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lanczos tridiagonalisation with full reorthogonalisation (twice), on the device of ``start``.
 

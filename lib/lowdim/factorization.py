@@ -222,3 +222,31 @@ def transverse_hessian(a: Tensor, b: Tensor, sigma_a, sigma_b, depth: int) -> Te
             elif l < m:
                 cross[..., l, m] = r_b * power_b[..., depth - 2 - between] * power_a[..., between]
     return torch.cat([torch.cat([upper, cross], -1), torch.cat([cross.mT, lower], -1)], -2)
+
+
+def balanced_top_eigenvalue(rho: Tensor, sigma: Tensor, depth: int, width: int) -> Tensor:
+    """Largest Hessian eigenvalue where every layer is ``diag(rho)``, on or off the minimum.
+
+    The Hessian splits into one block per mode, whose eigenvalues are
+    ``L rho^(2L-2) + (L-1) (rho^L - sigma) rho^(L-2)`` (once) and ``-(rho^L - sigma) rho^(L-2)`` (``L - 1`` times),
+    and one block per pair of modes, which ``transverse_hessian`` gives.
+
+    Args:
+        rho: ``(..., modes)`` per-layer singular values.
+        sigma: ``(modes,)`` their targets.
+        width: size of the layers; modes beyond those given are zero.
+
+    Returns:
+        ``(...)``.
+    """
+    if width > rho.shape[-1]:  # one zero mode stands for all of them
+        rho = torch.cat([rho, torch.zeros_like(rho[..., :1])], -1)
+        sigma = torch.cat([sigma, torch.zeros_like(sigma[:1])])
+    pull = (rho**depth - sigma) * rho ** (depth - 2)
+    along = depth * rho ** (2 * depth - 2) + (depth - 1) * pull
+    best = torch.maximum(along, -pull).amax(-1)
+    for i in range(rho.shape[-1]):
+        for j in range(i):
+            block = transverse_hessian(rho[..., i], rho[..., j], sigma[i], sigma[j], depth)
+            best = torch.maximum(best, torch.linalg.eigvalsh(block)[..., -1])
+    return best

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
@@ -64,6 +65,19 @@ def mark(ax: Axes, at: float, label: str = "", axis: str = "x", where: float = 0
     else:
         ax.axhline(at, **line)
         ax.text(where, at, f"{label} ", transform=ax.get_yaxis_transform(), va="bottom", ha="right", **text)
+
+
+def branches(ax: Axes, x, values, colour: str, **dots) -> None:
+    """Where iterates end up against a parameter, one pixel each: ``values`` is ``(iterates, len(x))``."""
+    repeated = [x] * len(values)
+    ax.plot(np.ravel(repeated), np.ravel(values), ",", color=COLOURS.get(colour, colour), rasterized=True, **dots)
+
+
+def band(ax: Axes, x, values, colour: str, label: str = "", **line) -> None:
+    """Median over runs as a line with dots, the range as a band: ``values`` is ``(len(x), runs)``."""
+    values, colour = np.asarray(values), COLOURS.get(colour, colour)
+    ax.plot(x, np.median(values, 1), "o-", ms=3, color=colour, label=label, **line)
+    ax.fill_between(x, values.min(1), values.max(1), color=colour, alpha=0.22, linewidth=0)
 
 
 def png(figure: Figure, dark: bool = False, dpi: int = 160) -> bytes:

@@ -51,6 +51,11 @@ class TanhPopulation:
     def state(self) -> list[Tensor]:
         return self.weights + self.biases
 
+    @property
+    def size(self) -> int:
+        """Number of parameters of one network."""
+        return sum(tensor[0].numel() for tensor in self.state)
+
     def step(self) -> None:
         """One step of every run, in place: forward, then the gradients from the last layer to the first."""
         weights, biases, hidden = self.weights, self.biases, self._hidden

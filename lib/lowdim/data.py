@@ -1,0 +1,117 @@
+"""Data: what ships inside scikit-learn, and real sets through a cache with checksums.
+
+Nothing is downloaded unless a loader of a real set is called. Files go to ``$LOWDIM_DATA`` or ``~/.cache/lowdim``.
+"""
+
+import hashlib
+import os
+import pickle
+import tarfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowdim.checks import ParameterError, integer
+
+
+class DataError(RuntimeError):
+    """Data could not be had: the message says what is missing and how to get it."""
+
+
+def cache_folder() -> Path:
+    """Where downloads live."""
+    return Path(os.environ.get("LOWDIM_DATA", Path.home() / ".cache" / "lowdim"))
+
+
+def fetch(name: str, url: str, sha256: str, timeout: float = 60.0) -> Path:
+    """A file from the cache, downloaded once and checked against its checksum every time.
+
+    Raises:
+        DataError: the host cannot be reached, or the content differs from what is expected. A file that was good
+            before is never replaced by one that is not.
+    """
+    path = cache_folder() / name
+    if path.exists():
+        if _digest(path) == sha256:
+            return path
+        raise DataError(f"{path.name} in the data folder {path.parent} has another checksum than expected: delete it and run again.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as source, open(part, "wb") as sink:
+            while block := source.read(1 << 20):
+                sink.write(block)
+        if _digest(part) != sha256:
+            raise DataError(f"{name} was downloaded from {url}, but its checksum is not the expected one; it was not kept.")
+        os.replace(part, path)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise DataError(f"{name} could not be downloaded from {url} ({error}); put the file into {path.parent} by hand.") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def standardise(inputs: np.ndarray) -> np.ndarray:
+    """Each column with mean 0 and standard deviation 1; constant columns become 0."""
+    deviation = inputs.std(0)
+    return (inputs - inputs.mean(0)) / np.where(deviation > 0, deviation, 1)
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 handwritten digits: standardised pixels ``(1797, 64)`` and labels ``(1797,)``."""
+    from sklearn.datasets import load_digits
+
+    inputs, labels = load_digits(return_X_y=True)
+    return standardise(inputs), labels
+
+
+CIFAR10 = (
+    "cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
+
+
+def cifar10(samples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
+    """The first training images of CIFAR-10, standardised ``(samples, 3072)``, and their labels.
+
+    Raises:
+        DataError: the archive cannot be had, or its checksum differs.
+        ParameterError: more than the 50,000 training images.
+    """
+    integer("samples", samples, at_least=1, at_most=50_000)
+    images, labels = [], []
+    with tarfile.open(fetch(*CIFAR10)) as archive:  # pickles from an archive whose checksum was just verified
+        for batch in range(1, -(-samples // 10_000) + 1):
+            content = pickle.load(archive.extractfile(f"cifar-10-batches-py/data_batch_{batch}"), encoding="bytes")
+            images.append(content[b"data"])
+            labels.append(content[b"labels"])
+    return standardise(np.concatenate(images)[:samples] / 255.0), np.concatenate(labels)[:samples]
+
+
+def subsets(
+    inputs: np.ndarray, labels: np.ndarray, samples: int, runs: int, generator: torch.Generator, dtype=torch.float32
+) -> tuple[Tensor, Tensor]:
+    """A random subset for each run: inputs ``(runs, samples, features)`` and one-hot labels ``(runs, samples, classes)``.
+
+    Raises:
+        ParameterError: more samples than the data has.
+    """
+    if samples > len(inputs):
+        raise ParameterError(f"samples must be at most {len(inputs)}, the size of the data, got {samples}.")
+    picks = [torch.randperm(len(inputs), generator=generator)[:samples].numpy() for _ in range(runs)]
+    x = torch.stack([torch.as_tensor(inputs[p], dtype=dtype) for p in picks])
+    y = torch.stack([torch.nn.functional.one_hot(torch.as_tensor(labels[p]), int(labels.max()) + 1) for p in picks])
+    return x, y.to(dtype)
