@@ -254,6 +254,17 @@ def spectral_layers(surrogate: Tensor, rank: int | Tensor, depth: int, eps: floa
     return [first.contiguous(), *inner, last.contiguous()]
 
 
+def padded(layers: Sequence[Tensor], width: int) -> list[Tensor]:
+    """The same network with zero rows and columns up to an inner width: gradient descent keeps them at zero.
+
+    So networks of different inner widths can share a batch.
+    """
+    first, *inner, last = layers
+    pad = torch.nn.functional.pad
+    grown = [pad(w, (0, width - w.shape[2], 0, width - w.shape[1])) for w in inner]
+    return [pad(first, (0, 0, 0, width - first.shape[1])), *grown, pad(last, (0, width - last.shape[2]))]
+
+
 def _sizes(sizes: Sequence[int]) -> list[int]:
     if len(sizes) < 3:
         raise ParameterError(f"sizes must be [d_0, ..., d_L] with at least 2 layers, got {list(sizes)}.")
@@ -280,6 +291,13 @@ def compressed(problem: Problem, rank, depth: int, eps: float, eta, alpha=1.0, r
     layers = spectral_layers(problem.surrogate(), rank, depth, eps, runs)
     trainer = ThinNetwork if isinstance(problem, ThinFactorization) else MatrixNetwork
     return trainer(layers, problem, eta, outer_scale(depth, alpha))
+
+
+def original(problem: Problem, depth: int, eps: float, eta, generator, runs: int = 1) -> MatrixNetwork:
+    """The network that is compressed: square factors from a random orthogonal start."""
+    surrogate = problem.surrogate()
+    runs, width = max(runs, 1 if surrogate.dim() == 2 else len(surrogate)), surrogate.shape[-1]
+    return MatrixNetwork(orthogonal_layers([width] * (depth + 1), runs, eps, generator), problem, eta)
 
 
 class ThinNetwork(MatrixNetwork):
@@ -329,3 +347,24 @@ def alpha_speed_up(alpha: float) -> float:
         return 1.0
     root = math.sqrt(alpha)
     return (math.acosh(root) if alpha > 1 else math.acos(root)) / math.sqrt(alpha * abs(alpha - 1))
+
+
+def alternating_least_squares(mask: Tensor, target: Tensor, rank: int, sweeps: int, ridge: float = 1e-6):
+    """Completion by solving for the rows of ``U`` and of ``V`` in turn, ``W = U V^T``; yields ``W`` after each sweep.
+
+    Args:
+        mask, target: ``(rows, columns)``.
+        ridge: keeps rows with fewer entries than ``rank`` solvable.
+    """
+    v = torch.linalg.svd(mask * target, full_matrices=False).Vh[:rank].mT.contiguous()
+    eye = ridge * torch.eye(rank, dtype=target.dtype, device=target.device)
+
+    def solve(seen, values, fixed):
+        outer = (fixed.unsqueeze(2) * fixed.unsqueeze(1)).flatten(1)  # (n, rank^2)
+        gram = (seen @ outer).view(-1, rank, rank) + eye
+        return torch.linalg.solve(gram, ((seen * values) @ fixed).unsqueeze(-1)).squeeze(-1)
+
+    for _ in range(sweeps):
+        u = solve(mask, target, v)
+        v = solve(mask.mT, target.mT, u)
+        yield u @ v.mT

@@ -16,11 +16,13 @@ from lowdim.recovery import (
     ThinFactorization,
     ThinNetwork,
     alpha_speed_up,
+    alternating_least_squares,
     balanced_layers,
     compressed,
     low_rank_target,
     orthogonal_layers,
     outer_scale,
+    padded,
     spectral_layers,
 )
 from lowdim.runtime import generator
@@ -335,3 +337,23 @@ def test_stop_needs_a_trainer_that_narrows():
     net = MatrixNetwork(TWO, Factorization(random(4, 4)), 0.1)
     with pytest.raises(ParameterError, match="go together"):
         descend(net.step, net.state, 5, stop=lambda: net.loss() < 1)
+
+
+def test_padding_changes_nothing():
+    problem = Factorization(low_rank_target(8, 2, 1, generator(1))["target"][0], mean=True)
+    small = compressed(problem, 3, 4, 0.3, 2.0)
+    wide = MatrixNetwork(padded(spectral_layers(problem.surrogate(), 3, 4, 0.3), 6), problem, 2.0)
+    for _ in range(50):
+        small.step()
+        wide.step()
+    assert wide.layers[1].shape == (1, 6, 6)
+    assert torch.allclose(small.product(), wide.product(), rtol=1e-11, atol=1e-13)
+
+
+def test_alternating_least_squares_completes_a_low_rank_matrix():
+    target = low_rank_target(30, 2, 1, generator(1))["target"][0]
+    mask = (torch.rand(30, 30, generator=generator(2)) < 0.5).to(F64)
+    *_, last = alternating_least_squares(mask, target, 2, 60)
+    assert (last - target).norm() < 1e-4 * target.norm()
+    wrong = (1 - mask) * (last - target)
+    assert wrong.abs().max() < 1e-3
