@@ -56,12 +56,11 @@ class Completion(Problem):
         return torch.sub(product, self.target, out=out).mul_(self._weights)
 
     def bind(self, rate: Tensor) -> Callable[[Tensor], None]:
-        """One pass over the product: ``rate w W - rate w M``, both factors prepared."""
-        if self._weights.dim() == 2 and bool((rate == rate[0]).all()):
-            rate = rate[0]  # one step size and one mask for all runs: one prepared pair
-        elif self._weights.dim() == 2:
-            return super().bind(rate)
-        weights = rate * self._weights
+        """One pass over the product where rate or weights are shared: ``rate w W - rate w M``, both prepared."""
+        if self._weights.dim() == 2 and bool((rate != rate[0]).any()):  # one mask, many step sizes: two passes
+            shift = self._weights * -self.target
+            return lambda product: torch.addcmul(shift, product, self._weights, out=product).mul_(rate)
+        weights = (rate[0] if self._weights.dim() == 2 else rate) * self._weights
         shift = weights * -self.target
         return lambda product: torch.addcmul(shift, product, weights, out=product)
 
