@@ -44,6 +44,11 @@ class Trajectory:
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
 
+    def cpu(self) -> "Trajectory":
+        """The same record in the host's memory, for plotting."""
+        values = {name: value.cpu() for name, value in self.values.items()}
+        return Trajectory(self.steps.cpu(), values, self.diverged_at.cpu(), self.stopped_at.cpu())
+
 
 def descend(
     step: Callable[[], None],

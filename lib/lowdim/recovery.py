@@ -296,7 +296,8 @@ def original(problem: Problem, depth: int, eps: float, eta, generator, runs: int
     """The network that is compressed: square factors from a random orthogonal start."""
     surrogate = problem.surrogate()
     runs, width = max(runs, 1 if surrogate.dim() == 2 else len(surrogate)), surrogate.shape[-1]
-    return MatrixNetwork(orthogonal_layers([width] * (depth + 1), runs, eps, generator), problem, eta)
+    layers = orthogonal_layers([width] * (depth + 1), runs, eps, generator)
+    return MatrixNetwork([w.to(surrogate.device) for w in layers], problem, eta)
 
 
 class ThinNetwork(MatrixNetwork):
