@@ -1,4 +1,7 @@
+# ruff: noqa: E731  short losses read best as lambdas
 """Benchmark of the Hessian's top eigenvalues: Lanczos against its Hessian-vector products alone."""
+
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ def hessian(samples: int = 1000, sizes=(64, 128, 128, 10), steps: int = 100):
     random = generator(0)
     draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)
     inputs, targets = draw(samples, sizes[0]), draw(samples, sizes[-1])
-    weights = [draw(o, i) / i**0.5 for i, o in zip(sizes, sizes[1:], strict=False)]
+    weights = [draw(o, i) / i**0.5 for i, o in pairwise(sizes)]
 
     def loss(*ws):
         hidden = inputs

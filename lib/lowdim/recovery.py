@@ -128,7 +128,7 @@ class Sensing(Problem):
         if self._flat.dim() == 3:
             residual = self.measure(product).sub_(self.measurements).unsqueeze(1)
             return torch.bmm(residual, self._flat, out=out.view(len(out), 1, -1)).view_as(out)
-        inputs = product.flatten(1).mT.clone()  # out may be product
+        inputs = product.flatten(1).mT.clone(memory_format=torch.contiguous_format)  # out may be product
         total = out.view(len(out), -1).zero_()
         for operators, y in self._pieces:
             residual = torch.addmm(y, operators, inputs, beta=-1)  # (piece, runs)

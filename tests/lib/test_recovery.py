@@ -357,3 +357,10 @@ def test_alternating_least_squares_completes_a_low_rank_matrix():
     assert (last - target).norm() < 1e-4 * target.norm()
     wrong = (1 - mask) * (last - target)
     assert wrong.abs().max() < 1e-3
+
+
+def test_sensing_gradient_of_a_single_run_may_overwrite_the_product():
+    problem = Sensing(random(7, 4, 5), random(7, seed=1))
+    w = random(1, 4, 5, seed=2)
+    expected = torch.einsum("m,mij->ij", problem.measure(w)[0] - problem.measurements, problem.operators)
+    assert (problem.gradient(w, w)[0] - expected).abs().max() < 1e-12
