@@ -105,7 +105,8 @@ class Claims:
             fine = False
         if not fine and not note:
             note = "Outside the tolerance in this run."
-        centre, spread = np.median(seen, 0), np.ptp(seen, 0) / 2
+        with np.errstate(invalid="ignore"):  # an infinite value has no spread; the verdict is "failed" already
+            centre, spread = np.median(seen, 0), np.ptp(seen, 0) / 2
         self._append(
             Claim(id, statement, source, kind, _plain(expected), origin, shown or _plain(centre), _plain(spread),
                   n_seeds or len(seen), f"{tolerance}: {reason}" if reason else tolerance,
@@ -138,7 +139,9 @@ class Claims:
 
 def table(rows: Sequence[dict]) -> str:
     """The claims as an HTML table: claim, expected, ours, tolerance, verdict."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Claim", "Paper or reference", "Ours", "Tolerance", "Verdict"))
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("Claim", "Paper or reference", "Ours", "Tolerance", "Verdict")
+    )
     return (
         '<table class="claims"><caption class="claims-caption">Claims: expected, ours, tolerance, verdict</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(_row, rows))}</tbody></table>"
@@ -148,9 +151,11 @@ def table(rows: Sequence[dict]) -> str:
 def _row(row: dict) -> str:
     text = {key: html.escape(str(row[key])) for key in ("id", "statement", "source", "tolerance", "verdict", "note")}
     mark = {"reproduced": "✓", "failed": "✗", "not attempted": "–"}[row["verdict"]]
-    seeds = f"<br><small>{row['n_seeds']} runs, median ± half range</small>" if row["n_seeds"] > 1 else ""
-    ours = _ours(row) + seeds if row["measured"] is not None else "–"
-    expected = f"{show(row['expected'])}<br><small>{ORIGINS[row['origin']]}</small>" if row["expected"] is not None else "–"
+    many = row["n_seeds"] > 1 and not isinstance(row["measured"], str)
+    ours = _stacked(_ours(row), f"{row['n_seeds']} runs, median ± half range" if many else "")
+    expected = _stacked(show(row["expected"]), ORIGINS[row["origin"]])
+    if row["verdict"] == "not attempted":
+        expected = ours = "–"
     note = f"<br><small>{text['note']}</small>" if row["note"] else ""
     tolerance, _, reason = text["tolerance"].partition(": ")
     cells = [
@@ -164,13 +169,18 @@ def _row(row: dict) -> str:
     return f'<tr class="{kind}">' + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells) + "</tr>"
 
 
+def _stacked(text: str, small: str) -> str:
+    """A value with a small remark below; a list already ends its line."""
+    return f"{text}{'' if 'entry' in text else '<br>'}<small>{small}</small>" if small else text
+
+
 def _ours(row: dict) -> str:
     if isinstance(row["measured"], str):
         return row["measured"]
     if row["n_seeds"] < 2 or not np.any(np.asarray(row["spread"], float)):
         return show(row["measured"])
     if isinstance(row["measured"], list):
-        return "<br>".join(map(_plus_minus, row["measured"], row["spread"]))
+        return _entries(map(_plus_minus, row["measured"], row["spread"]))
     return _plus_minus(row["measured"], row["spread"])
 
 
@@ -181,8 +191,13 @@ def _plus_minus(value, spread) -> str:
 def show(value) -> str:
     """A number, a list of numbers or a string for reading: six significant digits."""
     if isinstance(value, list):
-        return "<br>".join(map(show, value))
+        return _entries(map(show, value))
     return f"{value:.6g}" if isinstance(value, float | int) else html.escape(str(value))
+
+
+def _entries(texts) -> str:
+    """One line for each entry of a list; the style sheet of the book puts them side by side on a phone."""
+    return " ".join(f'<span class="entry">{text}</span>' for text in texts)
 
 
 def _seeds(measured) -> np.ndarray:

@@ -32,7 +32,9 @@ def hessian_vector_product(loss: Callable[..., Tensor], parameters: Sequence[Ten
     return lambda v: torch.func.jvp(gradient, (point,), (v,))[1]
 
 
-def population_hessian_product(losses: Callable[..., Tensor], parameters: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+def population_hessian_product(
+    losses: Callable[..., Tensor], parameters: Sequence[Tensor]
+) -> Callable[[Tensor], Tensor]:
     """Hessian-vector products of many independent runs at once: ``(runs, n) -> (runs, n)``.
 
     Args:

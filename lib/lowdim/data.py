@@ -42,7 +42,9 @@ def fetch(name: str, url: str, checksum: str, timeout: float = 60.0) -> Path:
     if path.exists():
         if _digest(path, kind) == checksum:
             return path
-        raise DataError(f"{path.name} in the data folder {path.parent} has another checksum than expected: delete it and run again.")
+        raise DataError(
+            f"{path.name} in the data folder {path.parent} has another checksum than expected: delete it and run again."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -50,10 +52,14 @@ def fetch(name: str, url: str, checksum: str, timeout: float = 60.0) -> Path:
             while block := source.read(1 << 20):
                 sink.write(block)
         if _digest(part, kind) != checksum:
-            raise DataError(f"{name} was downloaded from {url}, but its checksum is not the expected one; it was not kept.")
+            raise DataError(
+                f"{name} was downloaded from {url}, but its checksum is not the expected one; it was not kept."
+            )
         os.replace(part, path)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise DataError(f"{name} could not be downloaded from {url} ({error}); put the file into {path.parent} by hand.") from error
+        raise DataError(
+            f"{name} could not be downloaded from {url} ({error}); put the file into {path.parent} by hand."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -133,7 +139,7 @@ def movielens() -> Tensor:
 
 
 def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fashion-MNIST: pixels in 0..1 ``(60000, 784)`` and labels for training, then ``(10000, 784)`` and labels for test.
+    """Fashion-MNIST: pixels in 0..1 and labels, ``(60000, 784)`` for training, then ``(10000, 784)`` for test.
 
     Raises:
         DataError: a file cannot be had, or its checksum differs.
@@ -147,18 +153,20 @@ def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return tuple(parts)
 
 
-def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: float, generator: torch.Generator) -> Tensor:
+def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: float, generator) -> Tensor:
     """Made-up ratings 1 to 5 of a low-rank taste plus noise, rounded; 0 where there is none, ``(rows, columns)``."""
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    taste = draw(rows, rank) @ draw(rank, columns) / rank**0.5
-    ratings = (3.5 + taste + noise * draw(rows, columns)).round().clamp(1, 5)
+    users, items, errors = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((rows, rank), (rank, columns), (rows, columns))
+    )
+    ratings = (3.5 + users @ items / rank**0.5 + noise * errors).round().clamp(1, 5)
     return ratings * (torch.rand(rows, columns, generator=generator) < share)
 
 
 def subsets(
     inputs: np.ndarray, labels: np.ndarray, samples: int, runs: int, generator: torch.Generator, dtype=torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """A random subset for each run: inputs ``(runs, samples, features)`` and one-hot labels ``(runs, samples, classes)``.
+    """A random subset for each run: inputs ``(runs, samples, features)``, one-hot labels ``(runs, samples, classes)``.
 
     Raises:
         ParameterError: more samples than the data has.

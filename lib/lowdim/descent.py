@@ -139,6 +139,11 @@ def descend(
     return Trajectory(recorded.steps, recorded.finish(), diverged_at, stopped_at)
 
 
+def train(network, n_steps: int, **options) -> Trajectory:
+    """``descend`` for an object that has ``step``, ``state`` and ``run_dim``, as the networks of this library have."""
+    return descend(network.step, network.state, n_steps, run_dim=network.run_dim, **options)
+
+
 def _divergence(out, dates, alive, runs: int, describe, bound: float) -> DivergenceError:
     """The error that names the first run that diverged."""
     first = int(dates.masked_fill(~out, dates.max() + 1).argmin())
@@ -201,9 +206,7 @@ class _Recorder:
 
 def _out_of_bounds(state: Sequence[Tensor], run_dim: int, bound: float) -> Tensor:
     """``(runs,)`` whether any entry is NaN, infinite or larger than the bound."""
-    sizes = [
-        s.movedim(run_dim, 0).flatten(1).abs().amax(1) if s.numel() else s.new_zeros(s.shape[run_dim]) for s in state
-    ]
+    sizes = [s.movedim(run_dim, 0).reshape(s.shape[run_dim], -1).abs().amax(1) for s in state]
     return ~(torch.stack(sizes).nan_to_num(nan=float("inf")).amax(0) <= bound)
 
 

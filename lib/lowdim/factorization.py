@@ -5,7 +5,7 @@ A deep linear network is a product ``W_L ... W_1`` fitted to a target ``M`` by g
 
 * ``MatrixNetwork``: the factors themselves;
 * ``ModeNetwork``: the reduction to scalars. While the singular vectors of all factors stay aligned with the target's,
-  each singular mode is a product of ``L`` numbers and evolves alone (Ghosh et al. 2025, singular-vector stationary set).
+  each singular mode is a product of ``L`` numbers and evolves alone (Ghosh et al. 2025, stationary set).
 
 Both share prefix and suffix products between the gradients of the layers and work in place. Thresholds assume the
 factor 1/2 in the loss.

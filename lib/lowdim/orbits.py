@@ -39,7 +39,9 @@ def two_cycle(eta: Tensor, sigma: Tensor, depth: int) -> Tensor:
     Returns:
         ``(..., 2)``, low value first; NaN where ``c = eta S / 2`` is not in (1, 1.5].
     """
-    eta, sigma = torch.broadcast_tensors(torch.as_tensor(eta, dtype=torch.float64), torch.as_tensor(sigma, dtype=torch.float64))
+    eta, sigma = torch.broadcast_tensors(
+        torch.as_tensor(eta, dtype=torch.float64), torch.as_tensor(sigma, dtype=torch.float64)
+    )
     c = eta * sharpness(sigma, depth) / 2
     rate = 2 * c / depth
 

@@ -47,10 +47,7 @@ def style() -> None:
             "lines.linewidth": 1.6,
             "image.cmap": SEQUENTIAL,
             "svg.hashsalt": "lowdim",
-            **{
-                key: INK
-                for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-            },
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
         }
     )
 

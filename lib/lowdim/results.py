@@ -1,6 +1,7 @@
 """What a chapter leaves behind: ``results.json``, the data of every figure, and numbers for its prose."""
 
 import base64
+import html
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from lowdim.checks import ParameterError
 from lowdim.claims import Claims
 
 SCHEMA = Path(__file__).with_name("results.schema.json")
+INTERACTIVE = Path(__file__).with_name("interactive.html")
 PROFILES = ("quick", "paper")
 FREE_MB = 50  # less room than this on the disk: stop before anything is half written
 
@@ -54,32 +56,35 @@ class Results:
         self._save_data(name, data)
         light = plots.png(figure)
         write_atomically(self.folder / f"{name}.dark.png", plots.png(figure, dark=True))
-        width, height = (round(100 * inches) for inches in figure.get_size_inches())
+        width = round(100 * figure.get_size_inches()[0])
         plots.plt.close(figure)
-        _show({"image/png": base64.b64encode(light).decode(), "text/plain": f"[figure {name}]"},
-              {"image/png": {"width": width, "height": height}})  # fmt: skip
+        encoded = base64.b64encode(light).decode()
+        _show({"image/png": encoded, "text/plain": f"[figure {name}]"}, {"image/png": {"width": width}})
 
-    def interactive(self, figure, name: str, data: dict, fallback, title: str) -> None:
+    def interactive(self, figure, name: str, data: dict, fallback, title: str, first: int = 0) -> None:
         """Show a plotly figure that works offline, with a static image for print and for pages without scripts.
 
         Args:
-            figure: a plotly figure, small: its JSON becomes part of the page.
+            figure: a plotly figure, small: its JSON becomes part of the page. Its frames, if any, become the
+                positions of a slider that works with the keyboard; a frame's name is shown beside it.
             name, data: as in ``figure``.
             fallback: a matplotlib figure that shows one state of it.
             title: what a screen reader announces.
+            first: the frame shown at the start.
         """
         self._save_data(name, data)
         still = base64.b64encode(plots.png(fallback, dpi=120)).decode()
-        write_atomically(self.folder / f"{name}.dark.png", plots.png(fallback, dark=True))
         plots.plt.close(fallback)
-        _show({"text/html": plotly_html(figure, name, still, title), "text/plain": f"[interactive figure {name}]"})
+        _show({"text/html": interactive_html(figure, name, still, title, first), "text/plain": f"[interactive {name}]"})
 
     def glue(self, name: str, value) -> None:
         """A number or a short text for the prose: written ``{glue:text}`name:.3f` `` there, computed here."""
         value = value.item() if isinstance(value, np.generic | torch.Tensor) else value
         self.glued[name] = value
         record = {"application/papermill.record/text/plain": repr(value)}
-        display(record, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}})
+        display(
+            record, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
+        )
 
     def write(self, claims: Claims) -> dict:
         """Write ``results.json``; returns its content."""
@@ -118,7 +123,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     path = Path(path)
     free = shutil.disk_usage(path.parent).free
     if free < len(content) + FREE_MB * 1024**2:
-        raise OSError(f"{path.parent} has {free // 1024**2} MB free, too little to write {path.name}; nothing was changed.")
+        raise OSError(
+            f"{path.parent} has {free // 1024**2} MB free, too little to write {path.name}; nothing was changed."
+        )
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         beside.write_bytes(content)
@@ -128,7 +135,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def csv_text(arrays: dict[str, np.ndarray]) -> str:
-    """Arrays as columns of one table, short ones padded with blanks; ``x[2]`` is column 2 of a two-dimensional ``x``."""
+    """Arrays as columns of one table, short ones padded with blanks; ``x[2]`` is column 2 of ``x``."""
     columns = {}
     for name, array in arrays.items():
         flat = array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(-1, 1)
@@ -155,43 +162,25 @@ def _show(data: dict, metadata: dict | None = None) -> None:
     display(data, raw=True, metadata=metadata or {})
 
 
-_PLOTLY = """<div class="interactive" role="group" aria-label="{title}">
-<div id="{div}" class="interactive-plot" style="min-height:{height}px"></div>
-<img class="interactive-still" src="data:image/png;base64,{still}" alt="{title} (still image)">
-<noscript>Without scripts, the still image shows one state of this figure.</noscript>
-<script type="application/json" id="{div}-spec">{spec}</script>
-<script>(function () {{
-  const holder = document.getElementById("{div}"), root = document.documentElement.dataset.content_root;
-  const spec = JSON.parse(document.getElementById("{div}-spec").textContent);
-  const draw = function () {{
-    holder.parentElement.classList.add("is-live");
-    window.lowdimPlot ? window.lowdimPlot(holder, spec) : Plotly.newPlot(holder, spec.data, spec.layout, {{responsive: true}})
-      .then(function () {{ if (spec.frames) Plotly.addFrames(holder, spec.frames); }});
-  }};
-  const load = function () {{
-    if (window.Plotly) return draw();
-    let script = document.getElementById("plotlyjs");
-    if (!script) {{
-      script = document.createElement("script");
-      script.id = "plotlyjs";
-      script.src = root === undefined ? "https://cdn.plot.ly/plotly-{version}.min.js" : root + "_static/plotly.min.js";
-      document.head.appendChild(script);
-    }}
-    script.addEventListener("load", draw);
-  }};
-  if (!("IntersectionObserver" in window)) return load();
-  const seen = new IntersectionObserver(function (entries) {{
-    if (entries.some(function (entry) {{ return entry.isIntersecting; }})) {{ seen.disconnect(); load(); }}
-  }}, {{rootMargin: "400px"}});
-  seen.observe(holder.parentElement);
-}})();</script></div>"""
-
-
-def plotly_html(figure, name: str, still: str, title: str) -> str:
-    """A plotly figure as HTML: data in the page, the library from the book's own copy (elsewhere, its public address)."""
+def interactive_html(figure, name: str, still: str, title: str, first: int = 0) -> str:
+    """A plotly figure as HTML: data in the page, the library from the book's copy (elsewhere, its public one)."""
     from plotly.offline import get_plotlyjs_version
 
     figure.layout.template = None
-    spec = figure.to_json().replace("</", "<\\/")
-    height = figure.layout.height or 450
-    return _PLOTLY.format(div=f"plot-{name}", spec=spec, still=still, title=title, height=height, version=get_plotlyjs_version())
+    figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    figure.update_xaxes(gridcolor="rgba(125,132,140,.3)", zeroline=False)
+    figure.update_yaxes(gridcolor="rgba(125,132,140,.3)", zeroline=False)
+    filled = {
+        "NAME": name,
+        "TITLE": html.escape(title),
+        "STILL": still,
+        "HEIGHT": str(figure.layout.height or 450),
+        "LAST": str(len(figure.frames) - 1),
+        "FIRST": str(first),
+        "VERSION": get_plotlyjs_version(),
+        "SPEC": figure.to_json().replace("</", "<\\/"),
+    }
+    text = INTERACTIVE.read_text()
+    for key, value in filled.items():
+        text = text.replace(f"%{key}%", value)
+    return text

@@ -39,12 +39,19 @@ def settle(
 
 
 def onset(
-    sigma: Tensor, depth: int, *, seeds: int, generator, half_width: float = 1e-3, points: int = 21, steps: int = 100_000
+    sigma: Tensor,
+    depth: int,
+    *,
+    seeds: int,
+    generator,
+    half_width: float = 1e-3,
+    points: int = 21,
+    steps: int = 100_000,
 ) -> Tensor:
     """Where modes start to oscillate, as a multiple of ``2/S``: the first ``c`` of a grid around 1 with a swing left.
 
-    A swing counts above ``1e-10 sigma`` after ``steps`` steps. Below the edge it shrinks by ``1 - 2 (1 - c)`` a step, so
-    ``steps`` should be at least ten divided by the spacing of the grid.
+    A swing counts above ``1e-10 sigma`` after ``steps`` steps. Below the edge it shrinks by ``1 - 2 (1 - c)`` a
+    step, so ``steps`` should be at least ten divided by the spacing of the grid.
 
     Returns:
         ``(seeds, modes)``; NaN if no point of the grid swings.

@@ -1,6 +1,7 @@
 """Gradient descent on populations of small networks: one batch of seeds and step sizes, closed-form gradients."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,8 +38,7 @@ class TanhPopulation:
         self.inputs, self.targets = inputs, targets
         draw = dict(generator=generator, dtype=inputs.dtype, device=inputs.device)
         self.weights = [
-            torch.randn(runs, fan_in, fan_out, **draw).mul_(scale / fan_in**0.5)
-            for fan_in, fan_out in zip(sizes, sizes[1:], strict=False)
+            torch.randn(runs, fan_in, fan_out, **draw).mul_(scale / fan_in**0.5) for fan_in, fan_out in pairwise(sizes)
         ]
         self.biases = [inputs.new_zeros(runs, 1, fan_out) for fan_out in sizes[1:]]
         eta = torch.as_tensor(eta, dtype=inputs.dtype, device=inputs.device).reshape(-1, 1, 1)

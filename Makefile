@@ -1,0 +1,52 @@
+PROFILE ?= quick
+JOBS    ?= $(shell getconf _NPROCESSORS_ONLN)
+PYTHON  ?= python3
+BIN     := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env book run site chapter paper test lint serve reference clean
+
+help:            ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "  knobs: PROFILE=quick|paper  JOBS=$(JOBS)  CH=chapter  PYTHON=$(PYTHON)"
+
+env: .venv/.complete  ## the environment, .venv
+.venv/.complete: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, $(PYTHON) is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+book: run site   ## everything: environment, every chapter that changed, the site, its checks
+run: env
+	@$(BIN)/python tools/execute.py --profile $(PROFILE) --jobs $(JOBS)
+site: run
+	@$(BIN)/python tools/build_site.py --profile $(PROFILE)
+
+chapter: env     ## one chapter and the site: make chapter CH=edge-of-stability
+	@test -n "$(CH)" || { echo "Which chapter? make chapter CH=edge-of-stability"; exit 2; }
+	@$(BIN)/python tools/execute.py --profile $(PROFILE) --jobs $(JOBS) $(CH)
+	@$(BIN)/python tools/build_site.py --profile $(PROFILE)
+
+paper: env       ## paper-size results of CH, or of every chapter (needs a GPU), into results/paper
+	@$(BIN)/python tools/paper.py $(CH)
+
+test: book       ## everything that guards the project
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m pytest -n $(JOBS) -q
+
+lint: env
+	@$(BIN)/ruff check .
+
+serve: book      ## the site at http://127.0.0.1:8000
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+reference: run   ## renew what the tests compare with: make reference CH=edge-of-stability
+	@$(BIN)/python tools/reference.py $(CH)
+	@git --no-pager diff --stat -- tests/reference
+
+clean:           ## remove everything that was built, keep the environment
+	rm -rf build _build .snakemake .pytest_cache .ruff_cache

@@ -1,0 +1,241 @@
+"""Sphinx extension of the book.
+
+* Pages are the MyST sources; the outputs of their cells come from the executed notebooks of the build. Sphinx
+  executes nothing. A page that was not run, or whose code changed since, gives a warning, which fails the build.
+* Under each figure: its data as .npz and .csv, and where it comes from. On dark pages: its dark version.
+* Two directives, filled from the results: ``{chapter-status}`` and ``{scoreboard}``.
+* The Colab button opens the published notebook. MathJax and plotly.js come from their installed packages, so the
+  book works offline.
+
+The seam is ``myst_nb.core.read.read_myst_markdown_notebook`` of the pinned myst-nb.
+"""
+
+import html
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+from docutils import nodes
+from myst_nb.core import read as myst_nb_read
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from chapters import build_folder
+
+LOG = logging.getLogger(__name__)
+PROFILE = os.environ.get("BOOK_PROFILE", "quick")
+ROOT = Path(__file__).resolve().parents[2]
+_read_plain = myst_nb_read.read_myst_markdown_notebook
+
+
+# ---------------------------------------------------------------- outputs of the executed notebooks
+
+
+def run_folder(docname: str) -> Path:
+    return build_folder(PROFILE, docname.rsplit("/", 1)[-1])
+
+
+def results_of(docname: str) -> dict | None:
+    path = run_folder(docname) / "results.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def code_cells(notebook):
+    return [
+        c for c in notebook.cells if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])
+    ]
+
+
+def read_with_outputs(text, config=None, path=None, **options):
+    """The page as a notebook, with the outputs of the last run."""
+    page = _read_plain(text, config=config, path=path, **options)
+    docname = Path(path).resolve().relative_to(ROOT).with_suffix("").as_posix()
+    executed = run_folder(docname) / "notebook.ipynb"
+    if not executed.exists():
+        LOG.warning("was not executed: run `make run`", location=docname, type="book", subtype="missing")
+        return page
+    run = nbformat.read(executed, 4)
+    wanted, done = code_cells(page), code_cells(run)
+    if [c.source.strip() for c in wanted] != [c.source.strip() for c in done]:
+        LOG.warning("its code changed since it ran: run `make run`", location=docname, type="book", subtype="stale")
+        return page
+    for cell, executed_cell in zip(wanted, done, strict=True):
+        cell["outputs"], cell["execution_count"] = executed_cell.outputs, executed_cell.execution_count
+    page.metadata["language_info"] = run.metadata.get("language_info", {})
+    return page
+
+
+def depend_on_run(app, docname, source):
+    for name in ("notebook.ipynb", "results.json"):
+        if (run_folder(docname) / name).exists():
+            app.env.note_dependency(str(run_folder(docname) / name))
+
+
+def outdated(app, env, added, changed, removed):
+    """Pages that were read before their chapter first ran, and the index, which shows every chapter."""
+    new = [d for d in env.found_docs if (run_folder(d) / "notebook.ipynb").exists() and not env.dependencies.get(d)]
+    return [*new, "book/index"]
+
+
+# ---------------------------------------------------------------- directives
+
+
+def raw(text: str) -> nodes.raw:
+    return nodes.raw("", text, format="html")
+
+
+def counts(results: dict) -> dict[str, int]:
+    verdicts = [claim["verdict"] for claim in results["claims"]]
+    return {verdict: verdicts.count(verdict) for verdict in ("reproduced", "failed", "not attempted")}
+
+
+class ChapterStatus(SphinxDirective):
+    """One line below a chapter's head: claims by verdict, run time, memory, device."""
+
+    def run(self):
+        results = results_of(self.env.docname)
+        if results is None:
+            return [nodes.paragraph("", "This chapter has not been run yet.")]
+        n = counts(results)
+        text = (
+            '<p class="chapter-status" role="note"><a href="#claims">'
+            f'<span class="ok">✓ {n["reproduced"]} reproduced</span> '
+            f'<span class="bad">✗ {n["failed"]} failed</span> '
+            f'<span class="open">– {n["not attempted"]} not attempted</span></a> '
+            f"<span>{results['runtime_s']:.0f} s</span> <span>{results['peak_memory_mb']} MB</span> "
+            f"<span>{html.escape(results['device'])}</span> <span>{results['profile']} profile</span></p>"
+        )
+        plain = f"Claims: {n['reproduced']} reproduced, {n['failed']} failed, {n['not attempted']} not attempted."
+        return [raw(text), nodes.raw("", plain, format="latex")]
+
+
+COLUMNS = ("Paper", "Status", "Reproduced", "Failed", "Not attempted", "Time", "Memory", "Device")
+
+
+class Scoreboard(SphinxDirective):
+    """Every paper of the catalogue with the state of its chapter, part by part."""
+
+    def run(self):
+        self.env.note_dependency(str(ROOT / "book/catalogue.yml"))
+        parts = yaml.safe_load((ROOT / "book/catalogue.yml").read_text())["parts"]
+        chapters = {docname.rsplit("/", 1)[-1]: docname for docname in self.env.found_docs}
+        bodies, done, papers = [], 0, 0
+        for part in parts:
+            rows = [self.row(paper, chapters.get(paper["slug"])) for paper in part["papers"]]
+            heading = (
+                f'<tr class="part"><th colspan="{len(COLUMNS)}" scope="colgroup">{html.escape(part["part"])}</th></tr>'
+            )
+            bodies.append(f"<tbody>{heading}{''.join(rows)}</tbody>")
+            papers += len(rows)
+            done += sum('class="chapter"' in row for row in rows)
+        head = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS)
+        summary = f"{done} of {papers} papers have a chapter; the others are planned."
+        table = f'<table class="scoreboard"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
+        return [raw(f'<p class="scoreboard-summary">{summary}</p>{table}'), nodes.raw("", summary, format="latex")]
+
+    def row(self, paper, docname):
+        results = results_of(docname) if docname else None
+        title = html.escape(paper["title"])
+        if results is None:
+            kind, cells = "planned", [title, "planned"] + ["–"] * (len(COLUMNS) - 2)
+        else:
+            n = counts(results)
+            link = f'<a href="{"../" * self.env.docname.count("/")}{docname}.html">{title}</a>'
+            machine = [
+                f"{results['runtime_s']:.0f} s",
+                f"{results['peak_memory_mb']} MB",
+                html.escape(results["device"]),
+            ]
+            kind, cells = "chapter", [link, "chapter", *map(str, n.values()), *machine]
+        tds = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in zip(COLUMNS, cells, strict=True))
+        return f'<tr class="{kind}" id="paper-{paper["slug"]}">{tds}</tr>'
+
+
+# ---------------------------------------------------------------- figures
+
+
+def finish_figures(app, document):
+    """Add the dark version and the line with data and provenance to each figure of a chapter."""
+    docname = app.env.docname
+    results = results_of(docname)
+    if results is None:
+        return
+    prefix = f"fig-{results['slug']}-"
+    for figure in document.findall(nodes.figure):
+        name = next((n.removeprefix(prefix) for n in figure["names"] if n.startswith(prefix)), None)
+        if name not in results["figures"]:
+            continue
+        base = f"{'../' * docname.count('/')}_data/{results['slug']}/{name}"
+        image = next(figure.findall(nodes.image), None)
+        if image is not None:  # the theme's own only-light and only-dark classes would hide the caption too
+            image["classes"] += ["on-light", "dark-light"]
+            alt, width = html.escape(image.get("alt", ""), quote=True), str(image["width"]).removesuffix("px")
+            dark = f'<img class="on-dark dark-light" src="{base}.dark.png" alt="{alt}" loading="lazy" width="{width}">'
+            image.parent.insert(image.parent.index(image) + 1, raw(dark))
+        line = (
+            f'<span class="figure-data">Data: <a href="{base}.npz" download>npz</a>, '
+            f'<a href="{base}.csv" download>csv</a>. '
+            f"{results['profile'].capitalize()} profile, seed {results['parameters']['seed']}, "
+            f"{html.escape(results['device'])}, "
+            f"commit {html.escape(results['commit'])}, {results['date'][:10]}.</span>"
+        )
+        next(figure.findall(nodes.caption)).append(raw(line))
+
+
+# ---------------------------------------------------------------- page furniture and files
+
+
+def repository(app) -> str:
+    return os.environ.get("BOOK_REPOSITORY") or app.config.html_theme_options["repository_url"]
+
+
+def colab_button(app, pagename, templatename, context, doctree):
+    """Point the launch button at the notebook published beside the site."""
+    address = repository(app).removeprefix("https://github.com/")
+    for group in context.get("header_buttons", []):
+        for button in group.get("buttons", []):
+            if isinstance(button, dict) and button.get("text") == "Colab":
+                button["url"] = (
+                    f"https://colab.research.google.com/github/{address}/blob/gh-pages/notebooks/{pagename}.ipynb"
+                )
+
+
+def copy_assets(app, failed):
+    """MathJax, plotly.js, and the figures' data and dark versions."""
+    if failed or app.builder.format != "html":
+        return
+    static = Path(app.outdir, "_static")
+    mathjax = Path(importlib.util.find_spec("sphinx-mathjax-offline").submodule_search_locations[0], "static/mathjax")
+    (static / "mathjax").mkdir(parents=True, exist_ok=True)
+    shutil.copy(mathjax / "tex-chtml.js", static / "mathjax")
+    for folder in ("input/tex/extensions", "output/chtml/fonts/woff-v2"):
+        shutil.copytree(mathjax / folder, static / "mathjax" / folder, dirs_exist_ok=True)
+    plotly = importlib.util.find_spec("plotly").submodule_search_locations[0]
+    shutil.copy(Path(plotly, "package_data/plotly.min.js"), static)
+    for docname in app.env.found_docs:
+        results = results_of(docname)
+        if results:
+            target = Path(app.outdir, "_data", results["slug"])
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            for path in run_folder(docname).iterdir():
+                if path.suffix in (".npz", ".csv", ".png", ".json"):
+                    shutil.copy(path, target)
+
+
+def setup(app):
+    myst_nb_read.read_myst_markdown_notebook = read_with_outputs
+    app.add_directive("chapter-status", ChapterStatus)
+    app.add_directive("scoreboard", Scoreboard)
+    app.connect("source-read", depend_on_run)
+    app.connect("env-get-outdated", outdated)
+    app.connect("doctree-read", finish_figures)
+    app.connect("html-page-context", colab_button, priority=900)
+    app.connect("build-finished", copy_assets)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,41 @@
+"""Shared by all tests: one thread, the paths of the build, and a browser."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; kernels that nbval starts inherit it
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+torch.set_num_threads(1)
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture
+def random():
+    """A generator with a fixed seed, new for each test."""
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The system's Chromium, headless. Missing: skipped with a reason on a desk, an error where CI=true."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        words = f"no browser found (looked for {', '.join(BROWSERS)})"
+        if os.environ.get("CI") == "true":
+            pytest.fail(words)
+        pytest.skip(words)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--disable-background-networking"]
+        chromium = playwright.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()

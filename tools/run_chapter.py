@@ -1,0 +1,182 @@
+"""Execute one chapter: MyST text -> notebook -> papermill -> results.
+
+    python tools/run_chapter.py edge-of-stability --profile quick -p depth 4 -p sigma "[5, 2]" --out somewhere
+
+leaves ``notebook.ipynb``, ``results.json`` and the figure data in the output folder. Either all of it is replaced or,
+if anything goes wrong, nothing is.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+for _limit in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_limit, "1")  # chapters run side by side; threads inside each make all of them slower
+
+try:
+    import jsonschema
+    import jupytext
+    import nbformat
+    import papermill
+    from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find
+except ModuleNotFoundError as error:  # started with a Python that has not got the book's environment
+    inside = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
+    if not inside.exists() or Path(sys.prefix) == inside.parent.parent:
+        sys.exit(f"The book's environment is missing ({error}): run `make env` first.")
+    os.execv(inside, [str(inside), *sys.argv])
+
+from lowdim.results import SCHEMA, write_atomically  # noqa: E402 (after the check of the environment)
+
+CELL_SECONDS = {"quick": 600, "paper": None}
+
+
+class ChapterError(RuntimeError):
+    """A chapter raised; the message is one sentence."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Execute one chapter of the book.")
+    parser.add_argument("slug", help="the chapter, such as edge-of-stability")
+    parser.add_argument("--profile", default="quick", choices=["quick", "paper"])
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "JSON"), help="set a knob")
+    parser.add_argument("--out", type=Path, help="output folder (default: the build's own)")
+    parser.add_argument("--knobs", action="store_true", help="list the chapter's knobs and stop")
+    return parser.parse_args()
+
+
+def parsed_knobs(chapter: Chapter, pairs: list, profile: str) -> dict:
+    """The knobs given on the command line as Python values; text needs no quotes."""
+    kinds = {name: knob.kind for name, knob in chapter.knobs().items()}
+    given = {}
+    for name, text in pairs:
+        try:
+            given[name] = json.loads(text)
+        except json.JSONDecodeError as error:
+            if kinds.get(name, "str") != "str":
+                raise BadInputError(
+                    f"parameter {name!r} must be {chapter.knobs()[name].words()}, written as JSON, got {text!r}."
+                ) from error
+            given[name] = text
+    if given.get("profile", profile) != profile and profile != "quick":
+        raise BadInputError(f"--profile says {profile!r} and -p profile says {given['profile']!r}: give one of them.")
+    given = {"profile": profile} | given
+    check_knobs(chapter, given)
+    return given
+
+
+def execute(chapter: Chapter, knobs: dict, work: Path) -> nbformat.NotebookNode:
+    """Run the notebook in the folder ``work``; returns it executed.
+
+    Raises:
+        ChapterError: a cell raised; the notebook as far as it came is ``work/failed.ipynb``.
+    """
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # its own guess at unknown parameters; ours is above
+    notebook = jupytext.reads(chapter.text, fmt="md:myst")
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index:03d}"
+    nbformat.write(notebook, work / "input.ipynb")
+    try:
+        papermill.execute_notebook(
+            str(work / "input.ipynb"), str(work / "failed.ipynb"), knobs, kernel_name="python3", cwd=str(work),
+            progress_bar=False, log_output=False, execution_timeout=CELL_SECONDS[knobs["profile"]],
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        message = " ".join(str(error.evalue).split())
+        raise ChapterError(f"{chapter.slug}: {error.ename} in section {_section(work, error)!r}: {message}") from error
+    except Exception as error:  # the kernel died, or a cell ran out of time
+        raise ChapterError(f"{chapter.slug}: {type(error).__name__}: {' '.join(str(error).split())[:400]}") from error
+    return nbformat.read(work / "failed.ipynb", 4)
+
+
+def _section(work: Path, error) -> str:
+    cells = nbformat.read(work / "failed.ipynb", 4).cells
+    at = next((k for k, c in enumerate(cells) if c.cell_type == "code" and _raised(c)), 0)
+    headings = [
+        line for c in cells[:at] if c.cell_type == "markdown" for line in c.source.splitlines() if line[:1] == "#"
+    ]
+    return headings[-1].lstrip("# ") if headings else "?"
+
+
+def _raised(cell) -> bool:
+    return any(output.output_type == "error" for output in cell.get("outputs", []))
+
+
+def finished(chapter: Chapter, notebook: nbformat.NotebookNode, work: Path) -> dict:
+    """Check the results against the schema and add captions and alt texts to the figures."""
+    if not (work / "results.json").exists():
+        raise ChapterError(f"{chapter.slug}: the chapter ended without writing results.json (see out.write).")
+    results = json.loads((work / "results.json").read_text())
+    for cell in notebook.cells:
+        options = cell.metadata.get("mystnb", {})
+        name = options.get("figure", {}).get("name", "").removeprefix(f"fig-{chapter.slug}-")
+        if name in results["figures"]:
+            caption, alt = options["figure"]["caption"], options["image"]["alt"]
+            results["figures"][name] |= {"caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
+    jsonschema.validate(results, json.loads(SCHEMA.read_text()))
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("remove-cell")
+    return results
+
+
+def deliver(results: dict, notebook: nbformat.NotebookNode, work: Path, out: Path) -> None:
+    """Move everything into the output folder file by file, ``results.json`` last; drop figure data of an older run."""
+    files = {p.name for p in work.iterdir() if p.suffix in (".npz", ".csv", ".png")}
+    old = json.loads((out / "results.json").read_text())["figures"] if (out / "results.json").exists() else {}
+    for name in sorted(files):
+        os.replace(work / name, out / name)
+    for name in old.keys() - results["figures"].keys():
+        for path in out.glob(f"{name}.*"):
+            path.unlink()
+    write_atomically(out / "notebook.ipynb", nbformat.writes(notebook).encode())
+    (out / "failed.ipynb").unlink(missing_ok=True)
+    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
+
+
+def main() -> int:
+    options = arguments()
+    try:
+        chapter = find(options.slug)
+        if options.knobs:
+            print("\n".join(f"{k.name}: {k.kind} = {k.default!r}  {k.help}" for k in chapter.knobs().values()))
+            return 0
+        knobs = parsed_knobs(chapter, options.p, options.profile)
+    except BadInputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    out = (options.out or build_folder(knobs["profile"], chapter.slug)).absolute()
+    work = out / f".run-{os.getpid()}"
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        print(f"cannot write to the output folder {options.out or out}: {error.strerror}.", file=sys.stderr)
+        return 2
+    started = time.time()
+    try:
+        notebook = execute(chapter, knobs, work)
+        results = finished(chapter, notebook, work)
+        deliver(results, notebook, work, out)
+    except (ChapterError, OSError, jsonschema.ValidationError) as error:
+        text = error.message if isinstance(error, jsonschema.ValidationError) else str(error)
+        print(f"{text}\nThe output folder keeps what it had.", file=sys.stderr)
+        if (work / "failed.ipynb").exists():
+            os.replace(work / "failed.ipynb", out / "failed.ipynb")
+        return 1
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    counts = [sum(c["verdict"] == v for c in results["claims"]) for v in ("reproduced", "failed", "not attempted")]
+    words = "{} reproduced, {} failed, {} not attempted".format(*counts)
+    print(f"{chapter.slug}: {time.time() - started:.1f} s, {results['peak_memory_mb']} MB, {words}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tools"))
+    sys.exit(main())
