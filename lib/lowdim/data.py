@@ -3,12 +3,14 @@
 Nothing is downloaded unless a loader of a real set is called. Files go to ``$LOWDIM_DATA`` or ``~/.cache/lowdim``.
 """
 
+import gzip
 import hashlib
 import os
 import pickle
 import tarfile
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +29,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LOWDIM_DATA", Path.home() / ".cache" / "lowdim"))
 
 
-def fetch(name: str, url: str, sha256: str, timeout: float = 60.0) -> Path:
+def fetch(name: str, url: str, checksum: str, timeout: float = 60.0) -> Path:
     """A file from the cache, downloaded once and checked against its checksum every time.
+
+    The checksum is SHA-256, or SHA-1 or MD5 where a source publishes no other; its length tells.
 
     Raises:
         DataError: the host cannot be reached, or the content differs from what is expected. A file that was good
             before is never replaced by one that is not.
     """
-    path = cache_folder() / name
+    path, kind = cache_folder() / name, {32: "md5", 40: "sha1"}.get(len(checksum), "sha256")
     if path.exists():
-        if _digest(path) == sha256:
+        if _digest(path, kind) == checksum:
             return path
         raise DataError(
             f"{path.name} in the data folder {path.parent} has another checksum than expected: delete it and run again."
@@ -47,7 +51,7 @@ def fetch(name: str, url: str, sha256: str, timeout: float = 60.0) -> Path:
         with urllib.request.urlopen(url, timeout=timeout) as source, open(part, "wb") as sink:
             while block := source.read(1 << 20):
                 sink.write(block)
-        if _digest(part) != sha256:
+        if _digest(part, kind) != checksum:
             raise DataError(
                 f"{name} was downloaded from {url}, but its checksum is not the expected one; it was not kept."
             )
@@ -61,8 +65,8 @@ def fetch(name: str, url: str, sha256: str, timeout: float = 60.0) -> Path:
     return path
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def _digest(path: Path, kind: str = "sha256") -> str:
+    digest = hashlib.new(kind)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -105,6 +109,58 @@ def cifar10(samples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
             images.append(content[b"data"])
             labels.append(content[b"labels"])
     return standardise(np.concatenate(images)[:samples] / 255.0), np.concatenate(labels)[:samples]
+
+
+MOVIELENS = (
+    "ml-100k.zip",
+    "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+    "cd4dcac4241c8a4ad7badc7ca635da8a69dddb83",
+)
+FASHION_URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
+FASHION = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+
+
+def movielens() -> Tensor:
+    """MovieLens-100K: ratings 1 to 5, 0 where there is none, ``(943, 1682)`` in float64.
+
+    Raises:
+        DataError: the archive cannot be had, or its checksum differs.
+    """
+    with zipfile.ZipFile(fetch(*MOVIELENS)) as archive:
+        table = np.loadtxt(archive.read("ml-100k/u.data").decode().splitlines(), dtype=np.int64)
+    ratings = torch.zeros(943, 1682, dtype=torch.float64)
+    ratings[table[:, 0] - 1, table[:, 1] - 1] = torch.as_tensor(table[:, 2], dtype=torch.float64)
+    return ratings
+
+
+def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fashion-MNIST: pixels in 0..1 and labels, ``(60000, 784)`` for training, then ``(10000, 784)`` for test.
+
+    Raises:
+        DataError: a file cannot be had, or its checksum differs.
+    """
+    parts = []
+    for name, checksum in FASHION.items():
+        raw = gzip.decompress(fetch(f"fashion-{name}", FASHION_URL + name, checksum).read_bytes())
+        header, shape = (16, (-1, 784)) if "images" in name else (8, (-1,))
+        values = np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+        parts.append(values / np.float32(255) if "images" in name else values.astype(np.int64))
+    return tuple(parts)
+
+
+def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: float, generator) -> Tensor:
+    """Made-up ratings 1 to 5 of a low-rank taste plus noise, rounded; 0 where there is none, ``(rows, columns)``."""
+    users, items, errors = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((rows, rank), (rank, columns), (rows, columns))
+    )
+    ratings = (3.5 + users @ items / rank**0.5 + noise * errors).round().clamp(1, 5)
+    return ratings * (torch.rand(rows, columns, generator=generator) < share)
 
 
 def subsets(

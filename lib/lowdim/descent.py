@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowdim.checks import choice, integer
+from lowdim.checks import ParameterError, choice, integer
 
 CHUNK = 100  # steps between two looks at whether a run has diverged
 
@@ -32,14 +32,22 @@ class Trajectory:
         steps: ``(records,)`` how many steps had been taken at each record; 0 is the initial state.
         values: name -> ``(records, ...)``, whatever the recorded function returned, stacked.
         diverged_at: ``(runs,)`` the first step at which a run was out of bounds, -1 for runs that stayed.
+        stopped_at: ``(runs,)`` the step after which ``stop`` held for a run, -1 for runs that used all their steps.
+            From there on its recorded values repeat.
     """
 
     steps: Tensor
     values: dict[str, Tensor]
     diverged_at: Tensor
+    stopped_at: Tensor
 
     def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
+
+    def cpu(self) -> "Trajectory":
+        """The same record in the host's memory, for plotting."""
+        values = {name: value.cpu() for name, value in self.values.items()}
+        return Trajectory(self.steps.cpu(), values, self.diverged_at.cpu(), self.stopped_at.cpu())
 
 
 def descend(
@@ -55,6 +63,9 @@ def descend(
     on_divergence: str = "raise",
     describe: Callable[[int], str] = lambda run: "",
     progress: bool = False,
+    stop: Callable[[], Tensor] | None = None,
+    narrow: Callable[[Tensor | None], Sequence[Tensor]] | None = None,
+    check: int = CHUNK,
 ) -> Trajectory:
     """Take ``n_steps`` steps and record on the way.
 
@@ -70,37 +81,62 @@ def descend(
         on_divergence: ``"raise"`` stops with a DivergenceError; ``"mask"`` fills that run with NaN and goes on.
         describe: run index -> words for the message, such as its step size.
         progress: show a progress bar (needs tqdm).
+        stop: gives ``(runs,)`` truth values for the runs still computed; where true, a run is finished. Finished runs
+            keep their state and leave the computation.
+        narrow: a trainer's ``narrow``: it goes on with some of the present runs and gives its new state. With ``stop``,
+            recorded functions have the runs on axis 0 and read everything from the trainer.
+        check: steps between two evaluations of ``stop``.
 
     Raises:
         DivergenceError: a run diverged and ``on_divergence="raise"``; the message has run, step and its description.
-        ParameterError: a count that is negative, or an unknown ``on_divergence``.
+        ParameterError: a count that is negative, an unknown ``on_divergence``, or ``stop`` without ``narrow``.
     """
+    if (stop is None) != (narrow is None):
+        raise ParameterError("stop and narrow go together: a finished run can leave only a trainer that can narrow.")
     n_steps, every = integer("n_steps", n_steps, at_least=0), integer("every", every, at_least=1)
     start = integer("start", start, at_least=0)
     choice("on_divergence", on_divergence, ("raise", "mask"))
+    check = integer("check", check, at_least=1) if stop else CHUNK
     advance = _captured(step, state) if state[0].is_cuda else step
-    recorded = _Recorder(record or {}, range(start, n_steps + 1, every), state[0].device)
-    diverged_at = torch.full((state[0].shape[run_dim],), -1, dtype=torch.long, device=state[0].device)
+    runs = state[0].shape[run_dim]
+    recorded = _Recorder(record or {}, range(start, n_steps + 1, every), runs, state[0].device)
+    diverged_at = torch.full((runs,), -1, dtype=torch.long, device=state[0].device)
+    stopped_at, whole = diverged_at.clone(), state
     recorded.at(0)
-    for first in _chunks(n_steps, progress):
-        last = min(first + CHUNK, n_steps)
+    for first in _chunks(n_steps, check, progress):
+        last = min(first + check, n_steps)
         before = [s.clone() for s in state]
         for t in range(first + 1, last + 1):
             advance()
             recorded.at(t)
-        out = _out_of_bounds(state, run_dim, bound) & (diverged_at < 0)
+        alive = recorded.alive
+        out = _out_of_bounds(state, run_dim, bound) & (diverged_at[alive] < 0)
         if out.any():
-            _date(out, diverged_at, advance, state, before, first, last, run_dim, bound)
+            dates = _date(out, advance, state, before, first, last, run_dim, bound)
+            diverged_at[alive[out]] = dates[out]
             if on_divergence == "raise":
-                run = int(diverged_at.masked_fill(~out, n_steps + 1).argmin())
-                words = f" ({words})" if (words := describe(run)) else ""
-                when = int(diverged_at[run])
-                raise DivergenceError(
-                    f"run {run} of {len(out)}{words} diverged at step {when}: its state passed {bound:g}.", run, when
-                )
+                raise _divergence(out, dates, alive, runs, describe, bound)
             for s in state:
                 s.movedim(run_dim, 0)[out] = float("nan")
-    return Trajectory(recorded.steps, recorded.values, diverged_at)
+        if stop is None:
+            continue
+        finished = stop()
+        done = finished | out
+        if not done.any():
+            continue
+        stopped_at[alive[finished]] = last
+        for w, s in zip(whole, state, strict=True):
+            w.movedim(run_dim, 0)[alive[done]] = s.movedim(run_dim, 0)[done]
+        recorded.freeze(done)
+        state = narrow((~done).nonzero().squeeze(1))
+        if done.all():
+            break
+        advance = _captured(step, state) if state[0].is_cuda else step
+    if state is not whole:
+        for w, s in zip(whole, state, strict=True):
+            w.movedim(run_dim, 0)[recorded.alive] = s.movedim(run_dim, 0)
+        narrow(None)
+    return Trajectory(recorded.steps, recorded.finish(), diverged_at, stopped_at)
 
 
 def train(network, n_steps: int, **options) -> Trajectory:
@@ -108,22 +144,33 @@ def train(network, n_steps: int, **options) -> Trajectory:
     return descend(network.step, network.state, n_steps, run_dim=network.run_dim, **options)
 
 
-def _chunks(n_steps: int, progress: bool):
-    firsts = range(0, n_steps, CHUNK)
+def _divergence(out, dates, alive, runs: int, describe, bound: float) -> DivergenceError:
+    """The error that names the first run that diverged."""
+    first = int(dates.masked_fill(~out, dates.max() + 1).argmin())
+    run, when = int(alive[first]), int(dates[first])
+    words = f" ({words})" if (words := describe(run)) else ""
+    message = f"run {run} of {runs}{words} diverged at step {when}: its state passed {bound:g}."
+    return DivergenceError(message, run, when)
+
+
+def _chunks(n_steps: int, size: int, progress: bool):
+    firsts = range(0, n_steps, size)
     if not progress:
         return firsts
     from tqdm.auto import tqdm
 
-    return tqdm(firsts, unit=f"x{CHUNK} steps", leave=False)
+    return tqdm(firsts, unit=f"x{size} steps", leave=False)
 
 
 class _Recorder:
-    """Buffers for the recorded values, allocated at the first record."""
+    """Buffers for the recorded values, allocated at the first record; finished runs repeat their last values."""
 
-    def __init__(self, functions, steps: range, device):
-        self.functions, self.wanted = functions, steps
+    def __init__(self, functions, steps: range, runs: int, device):
+        self.functions, self.wanted, self.runs = functions, steps, runs
         self.steps = torch.tensor(list(steps), dtype=torch.long, device=device)
         self.values: dict[str, Tensor] = {}
+        self.alive = torch.arange(runs, device=device)
+        self.frozen: dict[str, Tensor] | None = None  # name -> (runs, ...), filled in as runs finish
         self.row = 0
 
     def at(self, t: int) -> None:
@@ -132,11 +179,29 @@ class _Recorder:
         for name, function in self.functions.items():
             value = function()
             if name not in self.values:
-                self.values[name] = torch.empty(
-                    (len(self.wanted), *value.shape), dtype=value.dtype, device=value.device
-                )
-            self.values[name][self.row] = value
+                shape = value.shape if self.frozen is None else (self.runs, *value.shape[1:])
+                self.values[name] = torch.empty((len(self.wanted), *shape), dtype=value.dtype, device=value.device)
+            if self.frozen is None:
+                self.values[name][self.row] = value
+            else:
+                self.values[name][self.row] = self.frozen[name]
+                self.values[name][self.row, self.alive] = value
         self.row += 1
+
+    def freeze(self, done: Tensor) -> None:
+        """Keep the present values of these of the runs still computed, and forget the runs."""
+        now = {name: function() for name, function in self.functions.items()}
+        if self.frozen is None:
+            self.frozen = {name: value.clone() for name, value in now.items()}
+        for name, value in now.items():
+            self.frozen[name][self.alive[done]] = value[done]
+        self.alive = self.alive[~done]
+
+    def finish(self) -> dict[str, Tensor]:
+        """The values; rows after the end of all runs repeat the last ones."""
+        for name, values in self.values.items():
+            values[self.row :] = self.frozen[name] if self.frozen is not None else values[self.row :]
+        return self.values
 
 
 def _out_of_bounds(state: Sequence[Tensor], run_dim: int, bound: float) -> Tensor:
@@ -145,17 +210,18 @@ def _out_of_bounds(state: Sequence[Tensor], run_dim: int, bound: float) -> Tenso
     return ~(torch.stack(sizes).nan_to_num(nan=float("inf")).amax(0) <= bound)
 
 
-def _date(out, diverged_at, advance, state, before, first, last, run_dim, bound) -> None:
-    """Replay the chunk in which runs diverged, step by step, to date them; the state ends where it was."""
+def _date(out, advance, state, before, first, last, run_dim, bound) -> Tensor:
+    """Replay the chunk in which runs diverged, step by step, to date them ``(runs,)``; the state ends where it was."""
+    dates = torch.full_like(out, -1, dtype=torch.long)
     after = [s.clone() for s in state]
     for s, b in zip(state, before, strict=True):
         s.copy_(b)
     for t in range(first + 1, last + 1):
         advance()
-        now = _out_of_bounds(state, run_dim, bound) & out & (diverged_at < 0)
-        diverged_at[now] = t
+        dates[_out_of_bounds(state, run_dim, bound) & out & (dates < 0)] = t
     for s, a in zip(state, after, strict=True):
         s.copy_(a)
+    return dates
 
 
 def _captured(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:

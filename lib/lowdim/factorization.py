@@ -13,12 +13,12 @@ factor 1/2 in the loss.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from lowdim.checks import ParameterError, choice, integer, number
+from lowdim.networks import Factorization, MatrixNetwork  # noqa: F401  names of this module too
 
 STARTS = ("zero-layer", "balanced")
 
@@ -141,85 +141,6 @@ class ModeNetwork:
         for l in range(len(layers) - 1, 0, -1):
             torch.mul(pull[l], layers[l], out=pull[l - 1])  # eta (pi - sigma) s_L ... s_l
             layers[l].addcmul_(pull[l], prefix[l - 1], value=-1)
-        layers[0].sub_(pull[0])
-
-
-class Factorization:
-    """The loss ``1/2 ||W - M||_F^2``: its gradient in the end-to-end matrix ``W`` is ``W - M``.
-
-    Args:
-        target: ``(rows, columns)`` or one per run, ``(runs, rows, columns)``.
-    """
-
-    def __init__(self, target: Tensor):
-        self.target = target
-
-    def gradient(self, product: Tensor, out: Tensor) -> Tensor:
-        """The gradient at ``product`` ``(runs, rows, columns)``, written to ``out``."""
-        return torch.sub(product, self.target, out=out)
-
-    def loss(self, product: Tensor) -> Tensor:
-        """``(runs,)``."""
-        return 0.5 * (product - self.target).square().sum((-2, -1))
-
-
-class MatrixNetwork:
-    """Gradient descent on the factors: layer ``l`` receives ``(W_L..W_{l+1})^T G (W_{l-1}..W_1)^T``.
-
-    ``G`` is the loss's gradient in the end-to-end matrix. A step costs ``3 (L - 1)`` matrix products.
-
-    Args:
-        layers: first to last; layer ``l`` is ``(runs, d_l, d_{l-1})``, changed in place by ``step``.
-        problem: what is fitted, such as ``Factorization(target)``.
-        eta: one step size, or one per run, ``(runs,)``.
-
-    Raises:
-        ParameterError: fewer than two layers, or neighbouring layers whose sizes do not match.
-    """
-
-    run_dim = 0
-
-    def __init__(self, layers: Sequence[Tensor], problem, eta: Tensor | float):
-        if len(layers) < 2:
-            raise ParameterError(f"a deep network needs at least 2 layers, got {len(layers)}.")
-        for l, (first, then) in enumerate(pairwise(layers), start=1):
-            if first.dim() != 3 or then.dim() != 3 or first.shape[1] != then.shape[2] or len(first) != len(then):
-                raise ParameterError(
-                    f"layer {l} {tuple(first.shape)} does not feed layer {l + 1} {tuple(then.shape)}: "
-                    "each is (runs, out, in)."
-                )
-        self.layers, self.problem = list(layers), problem
-        first, runs = layers[0], len(layers[0])
-        eta = torch.as_tensor(eta, dtype=first.dtype, device=first.device).reshape(-1, 1, 1)
-        self.eta = eta.expand(runs, 1, 1).contiguous()
-        columns = first.shape[2]
-        self._prefix = [first] + [first.new_empty(runs, w.shape[1], columns) for w in layers[1:]]
-        self._pull = [first.new_empty(runs, w.shape[1], columns) for w in layers]
-
-    @property
-    def state(self) -> list[Tensor]:
-        return self.layers
-
-    def product(self) -> Tensor:
-        """The end-to-end matrices ``(runs, rows, columns)``."""
-        end = self.layers[0]
-        for layer in self.layers[1:]:
-            end = layer @ end
-        return end
-
-    def loss(self) -> Tensor:
-        """The loss of each run, ``(runs,)``."""
-        return self.problem.loss(self.product())
-
-    def step(self) -> None:
-        """One step for all layers and runs, in place."""
-        layers, prefix, pull = self.layers, self._prefix, self._pull
-        for l in range(1, len(layers)):
-            torch.bmm(layers[l], prefix[l - 1], out=prefix[l])  # W_l ... W_1
-        self.problem.gradient(prefix[-1], out=pull[-1]).mul_(self.eta)
-        for l in range(len(layers) - 1, 0, -1):
-            torch.bmm(layers[l].mT, pull[l], out=pull[l - 1])  # (W_L ... W_l)^T eta G
-            layers[l].baddbmm_(pull[l], prefix[l - 1].mT, alpha=-1)
         layers[0].sub_(pull[0])
 
 

@@ -94,7 +94,7 @@ class Results:
             "parameters": self.parameters,
             "claims": claims.as_dicts(),
             "figures": self.figures,
-            "glue": self.glued,
+            "glue": {name: _finite(value) for name, value in self.glued.items()},
             "runtime_s": round(time.perf_counter() - self._started, 1),
             "peak_memory_mb": runtime.peak_memory_mb(self.device),
             **runtime.provenance(self.device),
@@ -147,6 +147,11 @@ def csv_text(arrays: dict[str, np.ndarray]) -> str:
 
 def _cell(entry) -> str:
     return f"{entry:.10g}" if isinstance(entry, np.floating) else str(entry)
+
+
+def _finite(value):
+    """The value, or its name where JSON has no such number (nan, inf)."""
+    return str(value) if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _array(value) -> np.ndarray:
