@@ -1,4 +1,4 @@
-# ruff: noqa: E731  short losses read best as lambdas
+
 """Benchmarks of the trainers: dense, compressed, tiny and batched, scalar, sensing, and how cost grows."""
 
 import math

@@ -1,4 +1,4 @@
-# ruff: noqa: E731  short losses read best as lambdas
+
 """What ours is compared with: the loop a user would write first (autograd, one run after another), and jitted JAX."""
 
 import os

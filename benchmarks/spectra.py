@@ -1,4 +1,4 @@
-# ruff: noqa: E731  short losses read best as lambdas
+
 """Benchmark of the Hessian's top eigenvalues: Lanczos against its Hessian-vector products alone."""
 
 from itertools import pairwise

@@ -38,7 +38,8 @@ class TanhPopulation:
         self.inputs, self.targets = inputs, targets
         draw = dict(generator=generator, dtype=inputs.dtype, device=generator.device)  # the same weights on any device
         self.weights = [
-            torch.randn(runs, fan_in, fan_out, **draw).mul_(scale / fan_in**0.5).to(inputs.device) for fan_in, fan_out in pairwise(sizes)
+            torch.randn(runs, fan_in, fan_out, **draw).mul_(scale / fan_in**0.5).to(inputs.device)
+            for fan_in, fan_out in pairwise(sizes)
         ]
         self.biases = [inputs.new_zeros(runs, 1, fan_out) for fan_out in sizes[1:]]
         eta = torch.as_tensor(eta, dtype=inputs.dtype, device=inputs.device).reshape(-1, 1, 1)

@@ -38,7 +38,7 @@ def problem_and_reference(kind, runs, rows, columns, shared):
     """A problem, and its loss written out term by term for one run."""
     lead = () if shared else (runs,)
     target = random(*lead, rows, columns, seed=1)
-    pick = lambda tensor, i: tensor if shared else tensor[i]  # noqa: E731
+    pick = lambda tensor, i: tensor if shared else tensor[i]
     if kind == "factorization":
         return Factorization(target), lambda w, i: 0.5 * ((w - pick(target, i)) ** 2).sum()
     if kind == "factorization-mean":
@@ -291,7 +291,7 @@ def test_alpha_law_against_integration():
 
     def blow_up(alpha):
         time, log_x = 0.0, 0.0  # the first integral: alpha (m^2 - 1) = x^2 - 1, so d(log x) = alpha m dt
-        slope = lambda u: 1 / math.sqrt(alpha * (alpha - 1 + math.exp(2 * u)))  # noqa: E731
+        slope = lambda u: 1 / math.sqrt(alpha * (alpha - 1 + math.exp(2 * u)))
         h = 1e-3
         while log_x < 25:
             time += h / 6 * (slope(log_x) + 4 * slope(log_x + h / 2) + slope(log_x + h))
