@@ -5,7 +5,7 @@ BIN     := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book run site chapter paper test lint serve reference clean
+.PHONY: help env book run site chapter paper test lint serve reference bench clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,12 @@ serve: book      ## the site at http://127.0.0.1:8000
 reference: run   ## renew what the tests compare with: make reference CH=edge-of-stability
 	@$(BIN)/python tools/reference.py $(CH)
 	@git --no-pager diff --stat -- tests/reference
+
+bench: env       ## speed and memory, as ratios side by side (installs JAX into an environment of its own)
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements.txt
+	@PYTHONPATH=lib .venv-bench/bin/python benchmarks/run.py
 
 clean:           ## remove everything that was built, keep the environment
 	rm -rf build _build .snakemake .pytest_cache .ruff_cache

@@ -1,4 +1,3 @@
-
 """Benchmarks of the trainers: dense, compressed, tiny and batched, scalar, sensing, and how cost grows."""
 
 import math

@@ -1,4 +1,3 @@
-
 """What ours is compared with: the loop a user would write first (autograd, one run after another), and jitted JAX."""
 
 import os

@@ -1,4 +1,3 @@
-
 """Benchmark of the Hessian's top eigenvalues: Lanczos against its Hessian-vector products alone."""
 
 from itertools import pairwise

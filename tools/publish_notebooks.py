@@ -8,6 +8,7 @@ site's download button.
 import argparse
 import json
 import os
+import posixpath
 import re
 import subprocess
 from pathlib import Path
@@ -18,6 +19,8 @@ from chapters import ROOT, Chapter, all_chapters, build_folder
 from pybtex.database import parse_file
 
 SITE = ROOT / "_build" / "html"
+LABEL = re.compile(r"^\(([\w-]+)\)=$|^    name: (fig-[\w-]+)$", re.M)
+HOME = {label or name: chapter.docname for chapter in all_chapters() for label, name in LABEL.findall(chapter.text)}
 INSTALL = """# Installs the book's library where it is missing (Colab, Kaggle, a bare Jupyter) and touches nothing else.
 import importlib.util, subprocess, sys, os
 wanted = [] if importlib.util.find_spec("lowdim") else [os.environ.get("LOWDIM_SOURCE", "{source}")]
@@ -68,7 +71,7 @@ class Plain:
         text = re.sub(r"\{glue:text\}`(\w+)(?::([^`]+))?`", self.glued, text)
         text = re.sub(r"\{cite(?::([tp]))?\}`([^`]+)`", self.citation, text)
         text = re.sub(r"\{eq\}`([^`]+)`", lambda m: f"({self.numbers.get(m[1], m[1])})", text)
-        text = re.sub(r"\{(?:doc|ref|numref)\}`(?:([^`<]+?)\s*<([^`>]+)>|([^`]+))`", self.link, text)
+        text = re.sub(r"\{(doc|ref|numref)\}`(?:([^`<]+?)\s*<([^`>]+)>|([^`]+))`", self.link, text)
         text = re.sub(r"^\([\w-]+\)=\n", "", text, flags=re.M)
         text = re.sub(r"```\{math\}\n(.*?)```", self.display_math, text, flags=re.S)
         text = re.sub(r"```\{chapter-status\}\n```", self.status(), text)
@@ -92,9 +95,12 @@ class Plain:
         )
 
     def link(self, match):
-        target = match[2] or match[3]
-        page = page_address(self.chapter.docname) + f"#{target}"
-        return f"[{match[1] or target}]({page})"
+        role, target = match[1], match[3] or match[4]
+        if role == "doc":  # relative to the page, as in Sphinx
+            page = page_address(posixpath.normpath(posixpath.join(posixpath.dirname(self.chapter.docname), target)))
+        else:
+            page = f"{page_address(HOME.get(target, self.chapter.docname))}#{target}"
+        return f"[{match[2] or target}]({page})"
 
     def display_math(self, match):
         label = re.match(r":label: (\S+)\n+", match[1])

@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:  # started with a Python that has not got t
         sys.exit(f"The book's environment is missing ({error}): run `make env` first.")
     os.execv(inside, [str(inside), *sys.argv])
 
-from lowdim.results import SCHEMA, write_atomically  # noqa: E402 (after the check of the environment)
+from lowdim.files import SCHEMA, write_atomically  # noqa: E402 (after the check of the environment)
 
 CELL_SECONDS = {"quick": 600, "paper": None}
 

@@ -3,8 +3,6 @@
 import base64
 import html
 import json
-import os
-import shutil
 import tempfile
 import time
 from itertools import zip_longest
@@ -17,11 +15,10 @@ from IPython.display import display
 from lowdim import plots, runtime
 from lowdim.checks import ParameterError
 from lowdim.claims import Claims
+from lowdim.files import write_atomically
 
-SCHEMA = Path(__file__).with_name("results.schema.json")
 INTERACTIVE = Path(__file__).with_name("interactive.html")
 PROFILES = ("quick", "paper")
-FREE_MB = 50  # less room than this on the disk: stop before anything is half written
 
 
 class Results:
@@ -55,6 +52,7 @@ class Results:
         """
         self._save_data(name, data)
         light = plots.png(figure)
+        figure.set_layout_engine("none")  # the layout is settled: the dark version need not find it again
         write_atomically(self.folder / f"{name}.dark.png", plots.png(figure, dark=True))
         width = round(100 * figure.get_size_inches()[0])
         plots.plt.close(figure)
@@ -112,26 +110,6 @@ class Results:
             write_atomically(self.folder / f"{name}.npz", file.read())
         write_atomically(self.folder / f"{name}.csv", csv_text(arrays).encode())
         self.figures[name] = {"data": f"{name}.npz"}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: a reader sees the old file or the new one, also after a kill.
-
-    Raises:
-        OSError: too little room on the disk, or a folder that cannot be written; the old file is untouched.
-    """
-    path = Path(path)
-    free = shutil.disk_usage(path.parent).free
-    if free < len(content) + FREE_MB * 1024**2:
-        raise OSError(
-            f"{path.parent} has {free // 1024**2} MB free, too little to write {path.name}; nothing was changed."
-        )
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def csv_text(arrays: dict[str, np.ndarray]) -> str:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from chapters import KINDS, ROOT, all_chapters, build_folder
 
-from lowdim.results import SCHEMA
+from lowdim.files import SCHEMA
 
 CHAPTERS = all_chapters()
 IDS = [chapter.slug for chapter in CHAPTERS]

@@ -9,7 +9,7 @@ import pytest
 
 from lowdim.checks import ParameterError
 from lowdim.claims import Claims, table
-from lowdim.results import SCHEMA
+from lowdim.files import SCHEMA
 
 COMMON = dict(source="Figure 1", origin="derived", reason="for the test")
 CLAIM = {"$ref": "#/$defs/claim"} | {"$defs": json.loads(SCHEMA.read_text())["$defs"]}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lowdim import plots, results, runtime
+from lowdim import files, plots, results, runtime
 from lowdim.checks import ParameterError
 from lowdim.claims import Claims
 
@@ -47,7 +47,7 @@ def test_results_follow_the_schema_and_repeat(tmp_path, shown):
     (tmp_path / "b").mkdir()
     first = write(tmp_path / "a")
     second = write(tmp_path / "b")
-    jsonschema.validate(first, json.loads(results.SCHEMA.read_text()))
+    jsonschema.validate(first, json.loads(files.SCHEMA.read_text()))
     assert json.loads((tmp_path / "a" / "results.json").read_text()) == first
     volatile = ("date", "runtime_s")
     assert {k: v for k, v in first.items() if k not in volatile} == {
@@ -79,24 +79,24 @@ def test_dark_version_swaps_ink_and_paper_and_restores():
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    results.write_atomically(path, b"old")
-    monkeypatch.setattr(results.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    files.write_atomically(path, b"old")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match="MB free, too little to write results.json; nothing was changed"):
-        results.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_a_write_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
     path = tmp_path / "data.csv"
-    results.write_atomically(path, b"old")
+    files.write_atomically(path, b"old")
 
     def broken(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "replace", broken)
+    monkeypatch.setattr(files.os, "replace", broken)
     with pytest.raises(OSError, match="No space left"):
-        results.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["data.csv"]
 
