@@ -21,6 +21,11 @@ IMAGES = """[...document.querySelectorAll('article figure img')].filter(i => i.c
         i.naturalWidth / i.naturalHeight])"""
 
 
+# Each visible figure image is brought into view and waited for; one that cannot be decoded is found later.
+DECODE = """async () => { for (const i of document.querySelectorAll('article figure img'))
+  if (i.checkVisibility()) { i.scrollIntoView(); await i.decode().catch(() => {}); } }"""
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
@@ -49,10 +54,8 @@ class View:
 
     def read_through(self):
         """Scroll to the end, so that everything that loads late has loaded."""
-        height = self.page.evaluate("document.documentElement.scrollHeight")
-        for y in range(0, height, 700):
-            self.page.evaluate(f"window.scrollTo(0, {y})")
-            self.page.wait_for_timeout(15)
+        self.page.evaluate(DECODE)
+        self.page.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
         self.page.wait_for_load_state("networkidle")
 
     def __enter__(self):
