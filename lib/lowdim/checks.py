@@ -16,11 +16,11 @@ def number(name: str, value, *, above=None, at_least=None, below=None, at_most=N
         ParameterError: if it is not a number, not finite, or out of range.
     """
     limits = [(above, ">"), (at_least, ">="), (below, "<"), (at_most, "<=")]
-    allowed = "a finite number" + "".join(f" {sign} {bound:g}" for bound, sign in limits if bound is not None)
+    allowed = " ".join(["a finite number", " and ".join(f"{sign} {end:g}" for end, sign in limits if end is not None)])
     fine = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     fine = fine and (above is None or value > above) and (at_least is None or value >= at_least)
     if not (fine and (below is None or value < below) and (at_most is None or value <= at_most)):
-        raise ParameterError(f"{name} must be {allowed}, got {value!r}.")
+        raise ParameterError(f"{name} must be {allowed.strip()}, got {value!r}.")
     return float(value)
 
 

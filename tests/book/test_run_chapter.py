@@ -198,9 +198,19 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_of_the_first_chapter(arguments, words, tmp_path):
-    done = run(ROOT, "edge-of-stability", *arguments, "--out", str(tmp_path))
+BAD_RECOVERY = [
+    (["-p", "rhat", "3"], "rhat must be a whole number >= 10 and <= 100, got 3"),
+    (["-p", "r", "60"], "r must be a whole number >= 1 and <= 50, got 60"),
+    (["-p", "p", "1.5"], "p must be a finite number > 0 and < 1, got 1.5"),
+    (["-p", "L", "1"], "L must be a whole number >= 2 and <= 10, got 1"),
+    (["-p", "lr", "400"], "(step size 2400 for the averaged loss; try a smaller lr) diverged at step"),
+]
+CASES = [("edge-of-stability", *case) for case in BAD] + [("dln-compression", *case) for case in BAD_RECOVERY]
+
+
+@pytest.mark.parametrize(("slug", "arguments", "words"), CASES, ids=[f"{c[0]} {' '.join(c[1])}" for c in CASES])
+def test_bad_input_of_the_chapters(slug, arguments, words, tmp_path):
+    done = run(ROOT, slug, *arguments, "--out", str(tmp_path))
     assert done.returncode == 1
     assert words in sentence(done)
     assert not (tmp_path / "results.json").exists()
