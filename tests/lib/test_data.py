@@ -1,7 +1,9 @@
 """The loader of real data: cache, checksum, and what happens when something is wrong; no network is used."""
 
+import gzip
 import hashlib
 import urllib.error
+import zipfile
 
 import numpy as np
 import pytest
@@ -85,3 +87,46 @@ def test_cifar_reads_its_archive(cache, monkeypatch, tmp_path):
     monkeypatch.setattr(data, "CIFAR10", ("small.tar.gz", path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest()))
     inputs, labels = data.cifar10(15)
     assert (inputs.shape, labels.shape) == ((15, 3072), (15,))
+
+
+def test_movielens_reads_its_archive(cache, monkeypatch, tmp_path):
+    path = tmp_path / "small.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ml-100k/u.data", "1\t2\t5\t881250949\n943\t1682\t1\t881250949\n")
+    monkeypatch.setattr(data, "MOVIELENS", ("small.zip", path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest()))
+    ratings = data.movielens()
+    assert ratings.shape == (943, 1682)
+    assert (ratings > 0).sum() == 2
+    assert (ratings[0, 1], ratings[942, 1681]) == (5, 1)
+
+
+def test_fashion_mnist_reads_its_files(cache, monkeypatch, tmp_path):
+    """Images have a header of 16 bytes, labels one of 8; the order is training, then test."""
+    pixels = np.arange(2 * 784, dtype=np.uint8).tobytes()
+    content = {"images": bytes(16) + pixels, "labels": bytes(8) + bytes([3, 9])}
+    checksums = {}
+    for name in data.FASHION:
+        packed = gzip.compress(content["images" if "images" in name else "labels"], mtime=0)
+        (tmp_path / name).write_bytes(packed)
+        checksums[name] = hashlib.sha256(packed).hexdigest()
+    monkeypatch.setattr(data, "FASHION", checksums)
+    monkeypatch.setattr(data, "FASHION_URL", tmp_path.as_uri() + "/")
+    inputs, labels, test_inputs, test_labels = data.fashion_mnist()
+    assert (inputs.shape, test_inputs.shape) == ((2, 784), (2, 784))
+    assert inputs[0, 255] == 1.0
+    assert labels.tolist() == test_labels.tolist() == [3, 9]
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha1", "sha256"])
+def test_checksums_of_other_lengths(cache, source, kind):
+    """The publishers of some sets give MD5 or SHA-1 only; the kind follows from the length."""
+    good = hashlib.new(kind, CONTENT).hexdigest()
+    assert data.fetch("set.bin", source, good).read_bytes() == CONTENT
+    with pytest.raises(data.DataError, match="another checksum"):
+        data.fetch("set.bin", source, "0" * len(good))
+
+
+def test_synthetic_ratings_look_like_ratings(random):
+    ratings = data.synthetic_ratings(60, 80, 3, 0.2, 0.5, random)
+    assert set(ratings.unique().tolist()) <= {0, 1, 2, 3, 4, 5}
+    assert (ratings > 0).double().mean() == pytest.approx(0.2, abs=0.03)
