@@ -180,6 +180,12 @@ def _imported(code: str):
                 yield from ({"lowdim", name} if "." in name else {name})
 
 
+def verdict_counts(results: dict) -> dict[str, int]:
+    """How many claims of a chapter's results have each verdict, in the order in which they are always shown."""
+    verdicts = [claim["verdict"] for claim in results["claims"]]
+    return {verdict: verdicts.count(verdict) for verdict in ("reproduced", "failed", "not attempted")}
+
+
 def build_folder(profile: str, slug: str) -> Path:
     """Where the build keeps a chapter's notebook, results and figure data."""
     return ROOT / os.environ.get("LOWDIM_BUILD", "build") / "chapters" / profile / slug

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
-from chapters import ROOT, Chapter, all_chapters, build_folder
+from chapters import ROOT, Chapter, all_chapters, build_folder, verdict_counts
 from pybtex.database import parse_file
 
 SITE = ROOT / "_build" / "html"
@@ -109,8 +109,7 @@ class Plain:
         return f"$$\n{body.strip()}{tag}\n$$"
 
     def status(self) -> str:
-        verdicts = [claim["verdict"] for claim in self.results["claims"]]
-        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("reproduced", "failed", "not attempted"))
+        counts = ", ".join(f"{number} {verdict}" for verdict, number in verdict_counts(self.results).items())
         return f"Claims: {counts}. {self.results['runtime_s']:.0f} s on {self.results['device']}."
 
     def entries(self) -> str:

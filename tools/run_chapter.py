@@ -23,7 +23,7 @@ try:
     import jupytext
     import nbformat
     import papermill
-    from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find
+    from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find, verdict_counts
 except ModuleNotFoundError as error:  # started with a Python that has not got the book's environment
     inside = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
     if not inside.exists() or Path(sys.prefix) == inside.parent.parent:
@@ -171,8 +171,7 @@ def main() -> int:
         return 1
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    counts = [sum(c["verdict"] == v for c in results["claims"]) for v in ("reproduced", "failed", "not attempted")]
-    words = "{} reproduced, {} failed, {} not attempted".format(*counts)
+    words = ", ".join(f"{number} {verdict}" for verdict, number in verdict_counts(results).items())
     print(f"{chapter.slug}: {time.time() - started:.1f} s, {results['peak_memory_mb']} MB, {words}")
     return 0
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from chapters import ROOT, all_chapters, build_folder
+from chapters import ROOT, all_chapters, build_folder, verdict_counts
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
             print(f"{chapter.slug:28} not run")
             continue
         results = json.loads(path.read_text())
-        counts = [sum(c["verdict"] == v for c in results["claims"]) for v in ("reproduced", "failed", "not attempted")]
+        counts = verdict_counts(results).values()
         print(line.format(chapter.slug, *counts, f"{results['runtime_s']:.0f} s", f"{results['peak_memory_mb']} MB"))
     print(f"\nThe book: {ROOT / '_build' / 'html' / 'index.html'}   (make serve shows it at http://127.0.0.1:8000)")
 

@@ -26,7 +26,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-from chapters import build_folder
+from chapters import build_folder, verdict_counts
 
 LOG = logging.getLogger(__name__)
 PROFILE = os.environ.get("BOOK_PROFILE", "quick")
@@ -90,11 +90,6 @@ def raw(text: str) -> nodes.raw:
     return nodes.raw("", text, format="html")
 
 
-def counts(results: dict) -> dict[str, int]:
-    verdicts = [claim["verdict"] for claim in results["claims"]]
-    return {verdict: verdicts.count(verdict) for verdict in ("reproduced", "failed", "not attempted")}
-
-
 class ChapterStatus(SphinxDirective):
     """One line below a chapter's head: claims by verdict, run time, memory, device."""
 
@@ -102,7 +97,7 @@ class ChapterStatus(SphinxDirective):
         results = results_of(self.env.docname)
         if results is None:
             return [nodes.paragraph("", "This chapter has not been run yet.")]
-        n = counts(results)
+        n = verdict_counts(results)
         text = (
             '<p class="chapter-status" role="note"><a href="#claims">'
             f'<span class="ok">✓ {n["reproduced"]} reproduced</span> '
@@ -145,7 +140,7 @@ class Scoreboard(SphinxDirective):
         if results is None:
             kind, cells = "planned", [title, "planned"] + ["–"] * (len(COLUMNS) - 2)
         else:
-            n = counts(results)
+            n = verdict_counts(results)
             link = f'<a href="{"../" * self.env.docname.count("/")}{docname}.html">{title}</a>'
             machine = [
                 f"{results['runtime_s']:.0f} s",

@@ -175,6 +175,8 @@ def test_results_are_those_of_the_reference(chapter):
     assert {c["id"]: c["verdict"] for c in results["claims"]} == {c["id"]: c["verdict"] for c in reference["claims"]}
     for claim, expected in zip(results["claims"], reference["claims"], strict=True):
         assert claim["expected"] == expected["expected"], claim["id"]
+        if isinstance(expected["measured"], str) and claim["id"] in chaotic(chapter):
+            continue  # a count of chaotic runs: its verdict was compared above
         if isinstance(expected["measured"], str) or expected["measured"] is None:
             assert claim["measured"] == expected["measured"], claim["id"]
             continue

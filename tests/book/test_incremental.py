@@ -8,19 +8,11 @@ import time
 
 import pytest
 from chapters import ROOT
+from toys import HEADER
 
-CHAPTER = """---
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-    format_version: 0.13
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
+CHAPTER = (
+    HEADER
+    + """
 # The chapter {slug}
 
 A sentence.
@@ -43,6 +35,7 @@ claims.holds("yes", "This always holds.", source="here", origin="derived", measu
 out.write(claims)
 ```
 """
+)
 
 
 class Project:

@@ -12,19 +12,11 @@ import sys
 import nbformat
 import pytest
 from chapters import ROOT
+from toys import HEADER
 
-TOY = """---
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-    format_version: 0.13
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
+TOY = (
+    HEADER
+    + """
 # A toy chapter
 
 ```{code-cell} ipython3
@@ -76,6 +68,7 @@ if mood != "silent":
     out.write(claims)
 ```
 """
+)
 
 
 @pytest.fixture(scope="module")
