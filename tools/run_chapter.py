@@ -84,6 +84,7 @@ def execute(chapter: Chapter, knobs: dict, work: Path) -> nbformat.NotebookNode:
         papermill.execute_notebook(
             str(work / "input.ipynb"), str(work / "failed.ipynb"), knobs, kernel_name="python3", cwd=str(work),
             progress_bar=False, log_output=False, execution_timeout=CELL_SECONDS[knobs["profile"]],
+            request_save_on_cell_execute=False,  # it saves at the end, and when a cell fails
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())

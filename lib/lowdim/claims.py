@@ -19,6 +19,7 @@ import numpy as np
 from lowdim.checks import ParameterError, choice
 
 ORIGINS = {"paper": "paper", "code": "authors' code", "derived": "closed form", "independent": "independent run"}
+WORDS = {"every": "", "median": ", median of the runs"}
 VERDICTS = ("reproduced", "failed", "not attempted")
 
 
@@ -45,41 +46,49 @@ class Claims:
     """The claims of one chapter, in the order in which they are added.
 
     ``measured`` always has the seeds on its first axis; a number without seeds counts as one. A claim is reproduced
-    only if *every* seed satisfies it.
+    only if *every* seed satisfies it. Where the paper shows one run of something that scatters, or claims something of
+    the typical run, ``judged="median"`` asks it of the median over the seeds, and the table says so.
     """
 
     def __init__(self, slug: str):
         self.slug = slug
         self.rows: list[Claim] = []
 
-    def value(self, id, statement, *, source, expected, origin, measured, atol=0.0, rtol=0.0, reason="", **more):
+    def value(self, id, statement, *, source, expected, origin, measured, atol=0.0, rtol=0.0, reason="", judged="every",
+              **more):  # fmt: skip
         """Measured numbers equal the expected ones: ``|measured - expected| <= atol + rtol |expected|``.
 
         Args:
             expected: a number, or a list compared entry by entry.
             measured: ``(seeds,)`` or ``(seeds, entries)``.
             reason: why this tolerance.
+            judged: ``"every"`` run or the ``"median"``.
         """
         wanted, seen = np.asarray(expected, float), _seeds(measured)
-        fine = bool(np.all(np.abs(seen - wanted) <= atol + rtol * np.abs(wanted)))
+        fine = bool(np.all(np.abs(_judged(seen, judged) - wanted) <= atol + rtol * np.abs(wanted)))
         width = " + ".join([f"{atol:.3g}"] * (atol > 0) + [f"{rtol:.3g} relative"] * (rtol > 0)) or "exact"
-        self._add(id, statement, source, "value", expected, origin, seen, f"± {width}", reason, fine, **more)
+        self._add(id, statement, source, "value", expected, origin, seen, f"± {width}{WORDS[judged]}", reason, fine,
+                  **more)  # fmt: skip
 
-    def bound(self, id, statement, *, source, origin, measured, below=None, above=None, reason="", **more):
-        """Measured numbers stay below, above or between bounds, strictly."""
+    def bound(
+        self, id, statement, *, source, origin, measured, below=None, above=None, reason="", judged="every", **more
+    ):
+        """Measured numbers stay below, above or between bounds, strictly; ``judged`` as in ``value``."""
         if below is None and above is None:
             raise ParameterError(f"claim {id!r} needs a bound: below, above or both.")
         seen = _seeds(measured)
         low, high = (-math.inf if above is None else above), (math.inf if below is None else below)
-        fine = bool(np.all((seen > low) & (seen < high)))
+        typical = _judged(seen, judged)
+        fine = bool(np.all((typical > low) & (typical < high)))
         words = " and ".join(f"{sign} {end:.6g}" for sign, end in ((">", above), ("<", below)) if end is not None)
-        self._add(id, statement, source, "bound", words, origin, seen, "strict", reason, fine, **more)
+        self._add(id, statement, source, "bound", words, origin, seen, f"strict{WORDS[judged]}", reason, fine, **more)
 
-    def order(self, id, statement, *, source, origin, measured, names, reason="", **more):
+    def order(self, id, statement, *, source, origin, measured, names, reason="", judged="every", **more):
         """The columns of ``measured`` ``(seeds, len(names))`` rise from first to last, strictly, for every seed."""
         seen = _seeds(measured)
-        fine = bool(np.all(np.diff(seen, axis=1) > 0))
-        self._add(id, statement, source, "order", " < ".join(names), origin, seen, "strict", reason, fine, **more)
+        fine = bool(np.all(np.diff(_judged(seen, judged), axis=1) > 0))
+        wanted = " < ".join(names)
+        self._add(id, statement, source, "order", wanted, origin, seen, f"strict{WORDS[judged]}", reason, fine, **more)
 
     def slope(self, id, statement, *, source, expected, origin, measured, atol, reason="", **more):
         """A fitted slope or exponent, ``(seeds,)``, equals the expected one within ``atol``."""
@@ -203,6 +212,12 @@ def _entries(texts) -> str:
 def _seeds(measured) -> np.ndarray:
     """Measured values with the seeds on the first axis."""
     return np.atleast_1d(np.asarray(measured, float))
+
+
+def _judged(seen: np.ndarray, judged: str) -> np.ndarray:
+    """What the verdict looks at: every run, or their median as a single one."""
+    choice("judged", judged, tuple(WORDS))
+    return seen if judged == "every" else np.median(seen, 0, keepdims=True)
 
 
 def _plain(value):

@@ -195,8 +195,9 @@ BAD_RECOVERY = [
     (["-p", "rhat", "3"], "rhat must be a whole number >= 10 and <= 100, got 3"),
     (["-p", "r", "60"], "r must be a whole number >= 1 and <= 50, got 60"),
     (["-p", "p", "1.5"], "p must be a finite number > 0 and < 1, got 1.5"),
-    (["-p", "L", "1"], "L must be a whole number >= 2 and <= 10, got 1"),
-    (["-p", "lr", "400"], "(step size 2400 for the averaged loss; try a smaller lr) diverged at step"),
+    (["-p", "d", "20"], "d must be a whole number >= 100 and <= 400, got 20"),
+    (["-p", "eps", "0.5"], "eps must be a finite number >= 0.003 and <= 0.01, got 0.5"),
+    (["-p", "lr", "400"], "(step size 2800 for the averaged loss; try a smaller lr) diverged at step"),
 ]
 CASES = [("edge-of-stability", *case) for case in BAD] + [("dln-compression", *case) for case in BAD_RECOVERY]
 

@@ -39,6 +39,12 @@ def verdict(method, **arguments):
         ("bound", dict(measured=math.inf, above=0.15), "failed"),
         ("order", dict(measured=[[1, 2, 3], [0, 1, 9]], names=["a", "b", "c"]), "reproduced"),
         ("order", dict(measured=[[1, 2, 3], [0, 1, 1]], names=["a", "b", "c"]), "failed"),
+        ("value", dict(expected=1.0, measured=[1.0, 1.0, 1.11], atol=0.1, judged="median"), "reproduced"),
+        ("value", dict(expected=1.0, measured=[1.0, 1.11, 1.12], atol=0.1, judged="median"), "failed"),
+        ("bound", dict(measured=[0.1, 0.2, 0.4], below=0.3, judged="median"), "reproduced"),
+        ("bound", dict(measured=[0.1, 0.35, 0.4], below=0.3, judged="median"), "failed"),
+        ("order", dict(measured=[[1, 2], [0, 3], [2, 1]], names=["a", "b"], judged="median"), "reproduced"),
+        ("order", dict(measured=[[1, 2], [3, 1], [3, 1]], names=["a", "b"], judged="median"), "failed"),
         ("slope", dict(expected=-2.0, measured=[-1.96, -2.04], atol=0.05), "reproduced"),
         ("slope", dict(expected=-2.0, measured=[-1.9, -2.04], atol=0.05), "failed"),
         ("holds", dict(measured=[True, True]), "reproduced"),
@@ -47,6 +53,18 @@ def verdict(method, **arguments):
 )
 def test_verdicts(method, arguments, expected):
     assert verdict(method, **arguments) == expected
+
+
+def test_a_median_verdict_still_shows_all_runs_and_a_wrong_word_is_refused():
+    claims = Claims("chapter")
+    claims.value(
+        "x", "Something is about two.", expected=2.0, measured=[1.9, 2.0, 2.3], atol=0.1, judged="median", **COMMON
+    )
+    row = claims.as_dicts()[0]
+    assert (row["n_seeds"], row["verdict"], "median of the runs" in row["tolerance"]) == (3, "reproduced", True)
+    assert row["spread"] == pytest.approx(0.2)
+    with pytest.raises(ParameterError, match="judged must be one of 'every', 'median', got 'mean'"):
+        claims.bound("y", "Something is small enough.", measured=[1.0], below=2.0, judged="mean", **COMMON)
 
 
 def test_rows_carry_median_spread_and_runs():
