@@ -64,6 +64,8 @@ def content_problems(soup: BeautifulSoup):
     for figure in soup.select("article figure"):
         if not figure.select(".figure-data a[download]"):
             yield f"figure {figure.get('id')} has no data download"
+        if not figure.select(".provenance"):
+            yield f"figure {figure.get('id')} does not say where it comes from"
     for output in soup.select("article .output.traceback, article .output.stderr"):
         yield f"a cell printed an error: {output.get_text().strip()[-100:]}"
     for wrong in soup.select("article .problematic, article .system-message"):

@@ -3,7 +3,7 @@
 * Pages are the MyST sources; the outputs of their cells come from the executed notebooks of the build. Sphinx
   executes nothing. A page that was not run, or whose code changed since, gives a warning, which fails the build.
 * Under each figure: its data as .npz and .csv, and where it comes from. On dark pages: its dark version.
-* Two directives, filled from the results: ``{chapter-status}`` and ``{scoreboard}``.
+* What is filled from the results, such as the scoreboard, is in ``claimpages``.
 * The Colab button opens the published notebook. MathJax and plotly.js come from their installed packages, so the
   book works offline.
 
@@ -12,38 +12,27 @@ The seam is ``myst_nb.core.read.read_myst_markdown_notebook`` of the pinned myst
 
 import html
 import importlib.util
-import json
 import os
 import shutil
 import sys
 from pathlib import Path
 
 import nbformat
-import yaml
 from docutils import nodes
 from myst_nb.core import read as myst_nb_read
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-from chapters import build_folder, verdict_counts
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import claimpages
+from claimpages import ROOT, raw, results_of, run_folder
+
+from lowdim.claims import MARKS, anchor
 
 LOG = logging.getLogger(__name__)
-PROFILE = os.environ.get("BOOK_PROFILE", "quick")
-ROOT = Path(__file__).resolve().parents[2]
 _read_plain = myst_nb_read.read_myst_markdown_notebook
 
 
 # ---------------------------------------------------------------- outputs of the executed notebooks
-
-
-def run_folder(docname: str) -> Path:
-    return build_folder(PROFILE, docname.rsplit("/", 1)[-1])
-
-
-def results_of(docname: str) -> dict | None:
-    path = run_folder(docname) / "results.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def code_cells(notebook):
@@ -78,78 +67,9 @@ def depend_on_run(app, docname, source):
 
 
 def outdated(app, env, added, changed, removed):
-    """Pages that were read before their chapter first ran, and the index, which shows every chapter."""
+    """Pages that were read before their chapter first ran, and those that show every chapter."""
     new = [d for d in env.found_docs if (run_folder(d) / "notebook.ipynb").exists() and not env.dependencies.get(d)]
-    return [*new, "book/index"]
-
-
-# ---------------------------------------------------------------- directives
-
-
-def raw(text: str) -> nodes.raw:
-    return nodes.raw("", text, format="html")
-
-
-class ChapterStatus(SphinxDirective):
-    """One line below a chapter's head: claims by verdict, run time, memory, device."""
-
-    def run(self):
-        results = results_of(self.env.docname)
-        if results is None:
-            return [nodes.paragraph("", "This chapter has not been run yet.")]
-        n = verdict_counts(results)
-        text = (
-            '<p class="chapter-status" role="note"><a href="#claims">'
-            f'<span class="ok">✓ {n["reproduced"]} reproduced</span> '
-            f'<span class="bad">✗ {n["failed"]} failed</span> '
-            f'<span class="open">– {n["not attempted"]} not attempted</span></a> '
-            f"<span>{results['runtime_s']:.0f} s</span> <span>{results['peak_memory_mb']} MB</span> "
-            f"<span>{html.escape(results['device'])}</span> <span>{results['profile']} profile</span></p>"
-        )
-        plain = f"Claims: {n['reproduced']} reproduced, {n['failed']} failed, {n['not attempted']} not attempted."
-        return [raw(text), nodes.raw("", plain, format="latex")]
-
-
-COLUMNS = ("Paper", "Status", "Reproduced", "Failed", "Not attempted", "Time", "Memory", "Device")
-
-
-class Scoreboard(SphinxDirective):
-    """Every paper of the catalogue with the state of its chapter, part by part."""
-
-    def run(self):
-        self.env.note_dependency(str(ROOT / "book/catalogue.yml"))
-        parts = yaml.safe_load((ROOT / "book/catalogue.yml").read_text())["parts"]
-        chapters = {docname.rsplit("/", 1)[-1]: docname for docname in self.env.found_docs}
-        bodies, done, papers = [], 0, 0
-        for part in parts:
-            rows = [self.row(paper, chapters.get(paper["slug"])) for paper in part["papers"]]
-            heading = (
-                f'<tr class="part"><th colspan="{len(COLUMNS)}" scope="colgroup">{html.escape(part["part"])}</th></tr>'
-            )
-            bodies.append(f"<tbody>{heading}{''.join(rows)}</tbody>")
-            papers += len(rows)
-            done += sum('class="chapter"' in row for row in rows)
-        head = "".join(f'<th scope="col">{name}</th>' for name in COLUMNS)
-        summary = f"{done} of {papers} papers have a chapter; the others are planned."
-        table = f'<table class="scoreboard"><thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
-        return [raw(f'<p class="scoreboard-summary">{summary}</p>{table}'), nodes.raw("", summary, format="latex")]
-
-    def row(self, paper, docname):
-        results = results_of(docname) if docname else None
-        title = html.escape(paper["title"])
-        if results is None:
-            kind, cells = "planned", [title, "planned"] + ["–"] * (len(COLUMNS) - 2)
-        else:
-            n = verdict_counts(results)
-            link = f'<a href="{"../" * self.env.docname.count("/")}{docname}.html">{title}</a>'
-            machine = [
-                f"{results['runtime_s']:.0f} s",
-                f"{results['peak_memory_mb']} MB",
-                html.escape(results["device"]),
-            ]
-            kind, cells = "chapter", [link, "chapter", *map(str, n.values()), *machine]
-        tds = "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in zip(COLUMNS, cells, strict=True))
-        return f'<tr class="{kind}" id="paper-{paper["slug"]}">{tds}</tr>'
+    return [*new, *claimpages.PAGES]
 
 
 # ---------------------------------------------------------------- figures
@@ -173,14 +93,24 @@ def finish_figures(app, document):
             alt, width = html.escape(image.get("alt", ""), quote=True), str(image["width"]).removesuffix("px")
             dark = f'<img class="on-dark dark-light" src="{base}.dark.png" alt="{alt}" loading="lazy" width="{width}">'
             image.parent.insert(image.parent.index(image) + 1, raw(dark))
-        line = (
-            f'<span class="figure-data">Data: <a href="{base}.npz" download>npz</a>, '
-            f'<a href="{base}.csv" download>csv</a>. '
-            f"{results['profile'].capitalize()} profile, seed {results['parameters']['seed']}, "
-            f"{html.escape(results['device'])}, "
-            f"commit {html.escape(results['commit'])}, {results['date'][:10]}.</span>"
-        )
-        next(figure.findall(nodes.caption)).append(raw(line))
+        next(figure.findall(nodes.caption)).append(raw(figure_line(results, name, base)))
+
+
+def figure_line(results: dict, name: str, base: str) -> str:
+    """Where a figure comes from, its numbers, and the claims that rest on it, in one quiet line."""
+    rest = [claim for claim in results["claims"] if name in claim["figures"]]
+    runs = max((claim["n_seeds"] for claim in rest), default=0)
+    link = lambda id: f'<a href="#{anchor(results["slug"], id)}">{id}</a>'
+    marks = [f"{link(claim['id'])} {MARKS[claim['verdict']]}" for claim in rest]
+    seeds = f"seed {results['parameters']['seed']}" + (f", claims over up to {runs} runs" if runs > 1 else "")
+    return (
+        f'<span class="figure-data">Data: <a href="{base}.npz" download>npz</a>, '
+        f'<a href="{base}.csv" download>csv</a>. '
+        f'<span class="provenance">{results["profile"].capitalize()} profile, {seeds}, '
+        f"{html.escape(results['device'])}, "
+        f"chapter run in {results['runtime_s']:.0f} s, commit {html.escape(results['commit'])}, "
+        f"{results['date'][:10]}.</span>" + (f" Claims: {', '.join(marks)}." if marks else "") + "</span>"
+    )
 
 
 # ---------------------------------------------------------------- page furniture and files
@@ -235,8 +165,7 @@ def copy_assets(app, failed):
 
 def setup(app):
     myst_nb_read.read_myst_markdown_notebook = read_with_outputs
-    app.add_directive("chapter-status", ChapterStatus)
-    app.add_directive("scoreboard", Scoreboard)
+    claimpages.setup(app)
     app.connect("source-read", depend_on_run)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", finish_figures)

@@ -20,7 +20,8 @@ from lowdim.checks import ParameterError, choice
 
 ORIGINS = {"paper": "paper", "code": "authors' code", "derived": "closed form", "independent": "independent run"}
 WORDS = {"every": "", "median": ", median of the runs"}
-VERDICTS = ("reproduced", "failed", "not attempted")
+MARKS = {"reproduced": "✓", "failed": "✗", "not attempted": "–"}
+VERDICTS = tuple(MARKS)
 
 
 @dataclass(frozen=True)
@@ -143,23 +144,28 @@ class Claims:
         return "\n".join([self.summary()] + [f"  {row.verdict:13}  {row.id}" for row in self.rows])
 
     def _repr_html_(self) -> str:
-        return table(self.as_dicts())
+        return table(self.as_dicts(), self.slug)
 
 
-def table(rows: Sequence[dict]) -> str:
-    """The claims as an HTML table: claim, expected, ours, tolerance, verdict."""
+def anchor(slug: str, id: str) -> str:
+    """The id of a claim's row on a page."""
+    return f"claim-{slug}-{id}"
+
+
+def table(rows: Sequence[dict], slug: str = "") -> str:
+    """The claims as an HTML table: claim, expected, ours, tolerance, verdict. With a slug, rows can be linked to."""
     head = "".join(
         f'<th scope="col">{name}</th>' for name in ("Claim", "Paper or reference", "Ours", "Tolerance", "Verdict")
     )
     return (
         '<table class="claims"><caption class="claims-caption">Claims: expected, ours, tolerance, verdict</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(_row, rows))}</tbody></table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(_row(row, slug) for row in rows)}</tbody></table>"
     )
 
 
-def _row(row: dict) -> str:
+def _row(row: dict, slug: str) -> str:
     text = {key: html.escape(str(row[key])) for key in ("id", "statement", "source", "tolerance", "verdict", "note")}
-    mark = {"reproduced": "✓", "failed": "✗", "not attempted": "–"}[row["verdict"]]
+    mark = MARKS[row["verdict"]]
     many = row["n_seeds"] > 1 and not isinstance(row["measured"], str)
     ours = _stacked(_ours(row), f"{row['n_seeds']} runs, median ± half range" if many else "")
     expected = _stacked(show(row["expected"]), ORIGINS[row["origin"]])
@@ -175,7 +181,12 @@ def _row(row: dict) -> str:
         ("Verdict", f'<strong class="verdict">{mark} {text["verdict"]}</strong>{note}'),
     ]
     kind = row["verdict"].replace(" ", "-")
-    return f'<tr class="{kind}">' + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells) + "</tr>"
+    target = f' id="{anchor(slug, row["id"])}"' if slug else ""
+    return (
+        f'<tr class="{kind}"{target}>'
+        + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells)
+        + "</tr>"
+    )
 
 
 def _stacked(text: str, small: str) -> str:

@@ -1,5 +1,6 @@
 """The built site: whole, and the checker finds what it should."""
 
+import html
 import json
 import os
 import re
@@ -27,6 +28,7 @@ BROKEN = {
     "from another host": '<script src="https://example.org/x.js"></script>',
     "has no alt text": '<img src="i.png" alt="x">',
     "has no data download": "<figure id='f'></figure>",
+    "does not say where it comes from": "<figure id='f'></figure>",
     "a cell printed an error": '<div class="output stderr">Warning</div>',
 }
 
@@ -50,6 +52,24 @@ def test_the_scoreboard_has_every_paper():
     assert len(re.findall(r'<tr class="(?:chapter|planned)" id="paper-', text)) == 110
     for chapter in CHAPTERS:
         assert re.search(rf'<tr class="chapter" id="paper-{chapter.slug}"', text)
+
+
+@pytest.mark.parametrize("verdict", ["reproduced", "failed", "not attempted"])
+def test_the_page_of_a_verdict_has_exactly_its_claims(verdict):
+    text = (SITE / "book/claims" / f"{verdict.replace(' ', '-')}.html").read_text()
+    results = [json.loads((SITE / "_data" / c.slug / "results.json").read_text()) for c in CHAPTERS]
+    wanted = {f"claim-{r['slug']}-{c['id']}" for r in results for c in r["claims"] if c["verdict"] == verdict}
+    assert set(re.findall(r'<tr class="[\w-]+" id="([\w-]+)"', text)) == wanted
+    notes = [c["note"] for r in results for c in r["claims"] if c["verdict"] == verdict != "reproduced"]
+    assert all(html.escape(note) in text for note in notes)
+
+
+@each_chapter
+def test_a_chapter_says_how_to_cite_it(chapter):
+    text = (SITE / f"{chapter.docname}.html").read_text()
+    section = re.search(r'<section id="how-to-cite">(.*?)</section>', text, re.S)[1]
+    assert f"lowdim-{chapter.slug}" in section
+    assert len(re.findall("highlight-bibtex", section)) == 2
 
 
 @each_chapter
