@@ -5,7 +5,7 @@ BIN     := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book run site chapter paper test lint serve reference bench clean
+.PHONY: help env book run site chapter new paper test lint serve pdf reference bench clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,9 @@ chapter: env     ## one chapter and the site: make chapter CH=edge-of-stability
 	@$(BIN)/python tools/execute.py --profile $(PROFILE) --jobs $(JOBS) $(CH)
 	@$(BIN)/python tools/build_site.py --profile $(PROFILE)
 
+new: env         ## a new chapter from the template: make new CH=intrinsic-dimension
+	@$(BIN)/python tools/new_chapter.py $(CH)
+
 paper: env       ## paper-size results of CH, or of every chapter (needs a GPU), into results/paper
 	@$(BIN)/python tools/paper.py $(CH)
 
@@ -43,6 +46,9 @@ lint: env
 
 serve: book      ## the site at http://127.0.0.1:8000
 	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+pdf: book        ## the whole book as one PDF (needs Chromium or Chrome)
+	@$(BIN)/python tools/make_pdf.py
 
 reference: run   ## renew what the tests compare with: make reference CH=edge-of-stability
 	@$(BIN)/python tools/reference.py $(CH)

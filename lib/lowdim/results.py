@@ -76,7 +76,7 @@ class Results:
         _show({"text/html": interactive_html(figure, name, still, title, first), "text/plain": f"[interactive {name}]"})
 
     def glue(self, name: str, value) -> None:
-        """A number or a short text for the prose: written ``{glue:text}`name:.3f` `` there, computed here."""
+        """A number or a short text for the prose, computed here and put there by MyST's role ``glue:text``."""
         value = value.item() if isinstance(value, np.generic | torch.Tensor) else value
         self.glued[name] = value
         record = {"application/papermill.record/text/plain": repr(value)}

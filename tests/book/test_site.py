@@ -64,6 +64,12 @@ def test_the_page_of_a_verdict_has_exactly_its_claims(verdict):
     assert all(html.escape(note) in text for note in notes)
 
 
+def test_every_module_of_the_library_is_in_the_reference():
+    modules = {path.stem for path in (ROOT / "lib/lowdim").glob("[a-z]*.py")}
+    pages = "".join(path.read_text() for path in (SITE / "book/api").glob("*.html"))
+    assert modules == set(re.findall(r'id="module-lowdim\.(\w+)"', pages))
+
+
 @each_chapter
 def test_a_chapter_says_how_to_cite_it(chapter):
     text = (SITE / f"{chapter.docname}.html").read_text()
