@@ -36,7 +36,15 @@ new: env         ## a new chapter from the template: make new CH=intrinsic-dimen
 paper: env       ## paper-size results of CH, or of every chapter (needs a GPU), into results/paper
 	@$(BIN)/python tools/paper.py $(CH)
 
-test: book       ## everything that guards the project
+# What a hosted notebook service offers, as far as the chapters use it; without the book's library and tools.
+COLAB = torch numpy scipy matplotlib plotly scikit-learn scikit-image ipykernel
+build/colab/.complete: requirements.txt Makefile
+	rm -rf build/colab
+	$(PYTHON) -m venv build/colab
+	build/colab/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt $(COLAB)
+	touch $@
+
+test: book build/colab/.complete  ## everything that guards the project
 	@$(BIN)/ruff check .
 	@$(BIN)/python tools/reference.py --stage
 	@$(BIN)/python -m pytest -n $(JOBS) -q

@@ -39,7 +39,10 @@ def printed(names: list[str]):
                 page.goto((SITE / f"{name}.html").as_uri(), wait_until="load")
                 page.evaluate(READY)
                 margins = dict(top="18mm", bottom="18mm", left="16mm", right="16mm")
-                yield page.locator("h1").first.inner_text().strip("# \n"), page.pdf(format="A4", margin=margins)
+                yield (
+                    page.locator("h1").first.inner_text().strip("# \n"),
+                    page.pdf(format="A4", margin=margins, scale=0.75),
+                )
             except Error as error:
                 sys.exit(f"{name}.html could not be printed: {str(error).splitlines()[0]}")
         browser.close()

@@ -6,12 +6,14 @@ import threading
 from pathlib import Path
 
 import axe_core_python
+import numpy as np
 import pytest
 from chapters import ROOT, all_chapters
+from make_pdf import documents
 
 SITE = ROOT / "_build/html"
 CHAPTERS = [f"{chapter.docname}.html" for chapter in all_chapters()]
-PAGES = ["book/index.html", "book/notation.html", "book/how-this-book-works.html", *CHAPTERS]
+PAGES = [f"{name}.html" for name in documents()]
 WIDTHS = {"phone": 390, "laptop": 1280}
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
 
@@ -116,9 +118,76 @@ def test_without_scripts_a_still_image_stands_in(browser, address, page):
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_a_figure_can_be_downloaded(browser, address, page):
-    with View(browser, address, page) as view, view.page.expect_download() as download:
-        view.page.locator(".figure-data a[download]").first.click()
-    assert download.value.suggested_filename.endswith(".npz")
+    with View(browser, address, page) as view:
+        with view.page.expect_download() as download:
+            view.page.locator(".figure-data a[download]").first.click()
+        assert download.value.suggested_filename.endswith(".npz")
+        with np.load(download.value.path()) as arrays:  # gone when the window closes
+            assert arrays.files
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_the_rocket_leads_to_the_published_notebook(browser, address, page):
+    with View(browser, address, page) as view:
+        view.page.locator(".dropdown-launch-buttons button").click()
+        colab = view.page.locator(".dropdown-launch-buttons a", has_text="Colab")
+        assert colab.is_visible()
+        assert colab.get_attribute("href").endswith(f"/blob/gh-pages/notebooks/{page.removesuffix('.html')}.ipynb")
+
+
+def test_the_theme_button_turns_the_page_and_its_figures_dark(browser, address):
+    with View(browser, address, CHAPTERS[0]) as view:
+        dark = view.page.locator("article figure img.on-dark").first
+        assert not dark.is_visible()
+        for _ in range(3):  # automatic, light, dark
+            view.page.locator(".theme-switch-button:visible").first.click()
+            if view.page.evaluate("document.documentElement.dataset.theme") == "dark":
+                break
+        assert view.page.evaluate("document.documentElement.dataset.theme") == "dark"
+        view.read_through()
+        assert dark.is_visible()
+
+
+def test_a_search_finds_its_page(browser, address):
+    with View(browser, address, "search.html?q=surrogate") as view:
+        hit = view.page.locator("#search-results a", has_text="Compressing deep linear networks").first
+        hit.wait_for(timeout=20_000)
+        hit.click()
+        view.page.wait_for_url("**/dln-compression.html**")
+
+
+def test_the_scoreboard_searches_filters_and_sorts(browser, address):
+    with View(browser, address, "book/index.html") as view:
+        rows = view.page.locator("table.scoreboard tr[id^=paper-]:visible")
+        said = view.page.locator(".scoreboard-tools [role=status]")
+        assert (rows.count(), said.inner_text()) == (110, "110 of 110 papers")
+        view.page.locator(".scoreboard-tools input").fill("edge of stability")
+        assert rows.count() == 1
+        view.page.locator(".scoreboard-tools input").fill("")
+        view.page.locator(".scoreboard-tools select").select_option("with a chapter")
+        assert rows.count() == len(CHAPTERS)
+        for wanted in (sorted, lambda numbers: sorted(numbers, reverse=True)):
+            view.page.get_by_role("button", name="Reproduced").press("Enter")
+            numbers = [int(text) for text in view.page.locator("tr.chapter:visible td:nth-child(3)").all_inner_texts()]
+            assert numbers == wanted(numbers)
+        view.page.get_by_role("button", name="Reproduced").click()
+        assert view.page.locator("tr.part:visible").count() >= 1  # the third click is the book's own order again
+        view.page.locator(".scoreboard-tools select").select_option("with a failed claim")
+        failed = view.page.locator("tr.chapter:visible td:nth-child(4)").all_inner_texts()
+        assert failed
+        assert "0" not in failed
+
+
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_the_page_is_light_and_loads_plotly_at_most_once(browser, address, page):
+    """Every interactive figure within 3 MB; the shared script is asked for once, and only when it is needed."""
+    with View(browser, address, page) as view:
+        for spec in view.page.locator(".interactive").all():
+            assert len(spec.inner_html()) < 3_000_000
+        view.read_through()
+        view.page.locator(".interactive").last.scroll_into_view_if_needed()
+        view.page.wait_for_selector(".interactive .main-svg", timeout=20_000)
+        assert sum("plotly" in url for url in view.requests) == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
