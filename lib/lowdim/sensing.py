@@ -260,7 +260,7 @@ class SymmetricSensing(Problem):
 
     def matrix(self, vector: Tensor, out: Tensor) -> Tensor:
         """The inverse of ``vector``, for symmetric matrices."""
-        flat = vector.flatten(0, 1).div_(self._scale)
+        flat = vector.flatten(0, 1) / self._scale
         return torch.index_select(flat, 1, self._spread, out=out.view(len(out), -1)).view_as(out)
 
     def gradient(self, product: Tensor, out: Tensor) -> Tensor:
