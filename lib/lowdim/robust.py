@@ -77,7 +77,7 @@ class AbsoluteSensing(SymmetricSensing):
 
     def residual(self, product: Tensor) -> Tensor:
         grouped = product.unflatten(0, (len(self.operators), -1)) - self.truth
-        return torch.bmm(self.vector(grouped.flatten(0, 1).to(self.operators.dtype)), self.operators.mT).sub_(self._y)
+        return torch.bmm(self.vector(grouped.flatten(0, 1).to(self.operators.dtype)), self._turned).sub_(self._y)
 
     def direction(self, residual: Tensor, out: Tensor) -> Tensor:
         """``S = (1/m) sum_i sign(residual_i) A_i``, ``(runs, d, d)``; ``residual`` is overwritten."""
@@ -165,7 +165,7 @@ def spectral_factors(problem: AbsoluteSensing, columns, runs: int, alpha) -> Ten
     widest = integer("columns", int(columns.max()), at_least=1, at_most=problem.n)
     kept = (torch.arange(widest, device=values.device) < columns.unsqueeze(1)).to(values.dtype)
     b = vectors[..., :widest] * ((values / values[:, :1]).sqrt()[:, :widest] * kept).unsqueeze(1)
-    return b * torch.as_tensor(alpha, dtype=b.dtype, device=b.device).reshape(-1, 1, 1)
+    return (b * torch.as_tensor(alpha, dtype=b.dtype, device=b.device).reshape(-1, 1, 1)).contiguous()
 
 
 def step_sum(alpha: float, r: int, stretch: float = 1.0) -> float:
