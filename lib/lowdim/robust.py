@@ -64,7 +64,7 @@ class AbsoluteSensing(SymmetricSensing):
     Args:
         operators: ``svec`` of the ``A_i``, in groups, as for ``SymmetricSensing``.
         truth: ``X*``, ``(d, d)`` or ``(groups, d, d)``.
-        noise: ``s``, ``(m,)``, ``(groups, m)`` or ``(runs, m)``.
+        noise: ``s``, ``(m,)`` for a single group, ``(groups, m)`` or ``(runs, m)``.
     """
 
     def __init__(self, operators: Tensor, truth: Tensor, noise: Tensor):

@@ -196,7 +196,7 @@ def svec(matrix: Tensor) -> Tensor:
 def _triangle(n: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows, columns and scale ``(1 or sqrt 2)`` of the entries on and below the diagonal."""
     rows, columns = torch.tril_indices(n, n, device=like.device)
-    scale = torch.where(rows == columns, 1.0, math.sqrt(2.0)).to(like.dtype)
+    scale = torch.where(rows == columns, 1.0, 2.0).to(like.dtype).sqrt()
     return rows, columns, scale
 
 
@@ -210,7 +210,7 @@ class SymmetricSensing(Problem):
     Args:
         operators: ``svec`` of the ``A_i``, ``(m, n(n+1)/2)`` for all runs or ``(groups, m, n(n+1)/2)``; run ``j`` of
             ``runs`` is in group ``j // (runs / groups)``.
-        measurements: ``(m,)``, ``(groups, m)`` or ``(runs, m)``.
+        measurements: ``(m,)`` for a single group, ``(groups, m)`` or ``(runs, m)``.
 
     Raises:
         ParameterError: no measurement, a length that is not ``n(n+1)/2``, or shapes that do not fit each other.
@@ -227,8 +227,12 @@ class SymmetricSensing(Problem):
                 f"operators must be (groups, m, n(n+1)/2) or (m, n(n+1)/2), got {tuple(operators.shape)}."
             )
         self.m = integer("m, the number of measurements,", operators.shape[1], at_least=1)
-        if measurements.shape[-1] != self.m:
-            raise ParameterError(f"measurements must be (..., m) with m = {self.m}, got {tuple(measurements.shape)}.")
+        if measurements.shape[-1] != self.m or (measurements.dim() == 2 and len(measurements) % len(operators)) or (
+            measurements.dim() == 1 and len(operators) > 1):  # fmt: skip
+            raise ParameterError(
+                f"measurements must be (m,), (groups, m) or (runs, m) with m = {self.m} and {len(operators)} groups, "
+                f"got {tuple(measurements.shape)}."
+            )
         self.operators, self.measurements = operators, measurements
         self._turned = operators.mT.contiguous()  # faster for a product with few rows
         self._y = measurements.view(len(operators), -1, self.m)  # (groups, 1 or runs of a group, m)
