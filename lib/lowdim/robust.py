@@ -137,7 +137,7 @@ class SubgradientNetwork(SymmetricNetwork):
         if self.rule == "polyak":
             self.rate.copy_(self.eta * residual.abs().mean(-1).view_as(self.eta))
         change = torch.bmm(self.problem.direction(residual, product), u, out=self._change)
-        u.sub_(change.mul_(self.rate))
+        u.addcmul_(change, self.rate, value=-1)
         if self.rule == "geometric":
             self.rate.mul_(self.rho)
 

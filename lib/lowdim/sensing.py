@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from lowdim.checks import ParameterError, integer, number
-from lowdim.networks import MatrixNetwork, Problem
+from lowdim.networks import Factorization, MatrixNetwork, Problem
+
+THIN_RUNS = 8  # measured: with fewer runs, fewer calls are worth more than fewer operations
 
 # ---------------------------------------------------------------- the trainers
 
@@ -46,7 +48,8 @@ class SymmetricNetwork(MatrixNetwork):
         x = self.layers[0]
         self._product = x.new_empty(len(x), x.shape[1], x.shape[1])
         self._change = torch.empty_like(x)
-        self._pull = self.problem.bind(self.eta)
+        shared = type(self.problem) is Factorization and self.problem.target.dim() == 2 and not self.problem.mean
+        self._thin = shared and len(x) >= THIN_RUNS and 2 * x.shape[2] <= x.shape[1]
 
     def product(self) -> Tensor:
         """``X X^T``, ``(runs, n, n)``."""
@@ -54,9 +57,14 @@ class SymmetricNetwork(MatrixNetwork):
 
     def step(self) -> None:
         x, product = self.layers[0], self._product
+        if self._thin:  # R X = X (X^T X) - M X: no n x n matrix, and one product serves all runs
+            moved = (x.mT.reshape(-1, x.shape[1]) @ self.problem.target).view(len(x), x.shape[2], -1)
+            change = torch.bmm(x, x.mT @ x, out=self._change).sub_(moved.mT)
+            x.addcmul_(change, self.eta, value=-1)
+            return
         torch.bmm(x, x.mT, out=product)
-        self._pull(product)  # the product becomes eta R
-        x.sub_(torch.bmm(product, x, out=self._change))
+        self.problem.gradient(product, out=product)
+        x.addcmul_(torch.bmm(product, x, out=self._change), self.eta, value=-1)
 
 
 def asymmetric(f: Tensor, g: Tensor, problem: Problem, eta) -> MatrixNetwork:

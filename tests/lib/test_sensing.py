@@ -40,6 +40,10 @@ def symmetric_problem(kind, runs, n):
         target = random(runs, n, n, seed=1)
         target = target @ target.mT
         return Factorization(target), lambda w, i: 0.5 * ((w - target[i]) ** 2).sum()
+    if kind == "one target":
+        target = random(n, n, seed=1)
+        target = target @ target.T
+        return Factorization(target), lambda w, i: 0.5 * ((w - target) ** 2).sum()
     groups, m = {"shared": (1, 7), "groups": (2, 7), "gram": (2, 40)}[kind]
     operators, y = random(groups, m, n, n, seed=2), random(runs, m, seed=3)
 
@@ -50,9 +54,10 @@ def symmetric_problem(kind, runs, n):
     return SymmetricSensing(svec(operators), y), loss
 
 
-@pytest.mark.parametrize("kind", ["factorization", "shared", "groups", "gram"])
-def test_symmetric_step_is_autograds(kind):
-    runs, n, k = 4, 5, 3
+@pytest.mark.parametrize("runs", [4, 10])
+@pytest.mark.parametrize("kind", ["factorization", "one target", "shared", "groups", "gram"])
+def test_symmetric_step_is_autograds(kind, runs):
+    n, k = 7, 3
     problem, loss = symmetric_problem(kind, runs, n)
     x, eta = random(runs, n, k, seed=4), torch.linspace(0.01, 0.04, runs, dtype=F64)
     network = SymmetricNetwork(x.clone(), problem, eta)
