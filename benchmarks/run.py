@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import descent
+import factors
 import spectra
 import timing
 import torch
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "tiny-batch": descent.tiny_batch,
     "scalars": descent.scalars,
     "sensing": descent.sensing,
+    "batches": factors.batches,
     "hessian": spectra.hessian,
     "layouts": descent.layouts,
     "growth": descent.growth,

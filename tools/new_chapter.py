@@ -14,7 +14,7 @@ TEMPLATE = Path(__file__).with_name("chapter_template.md")
 PARTS = {
     "1": ("dynamics", "Learning dynamics"),
     "2": ("optimizers", "Optimizers"),
-    "3": ("compression", "Compression"),
+    "3": ("compression", "Low rank, compression and structured weights"),
     "4": ("inverse", "Inverse problems and tensors"),
     "5": ("generative", "Generative models"),
     "6": ("sequence", "Sequence models and operators"),

@@ -199,7 +199,43 @@ BAD_RECOVERY = [
     (["-p", "eps", "0.5"], "eps must be a finite number >= 0.003 and <= 0.01, got 0.5"),
     (["-p", "lr", "400"], "(step size 2800 for the averaged loss; try a smaller lr) diverged at step"),
 ]
-CASES = [("edge-of-stability", *case) for case in BAD] + [("dln-compression", *case) for case in BAD_RECOVERY]
+BAD_CURSES = [
+    (["-p", "k", "1"], "k must be a whole number >= 3 and <= 24, got 1"),
+    (["-p", "r", "0"], "r must be a whole number >= 1 and <= 10, got 0"),
+    (["-p", "n", "5"], "n must be a whole number >= 10 and <= 200, got 5"),
+    (["-p", "alphas", "[]"], "alphas must hold at least one number, got an empty list"),
+    (["-p", "alphas", "[0.5, -1]"], "alphas[1] must be a finite number > 0, got -1"),
+    (["-p", "alphas", "[0.001]"], "the smallest of alphas must be a finite number >= 0.02 and <= 0.4, got 0.001"),
+    (["-p", "eta", "0"], "eta must be a finite number > 0, got 0"),
+    (
+        ["-p", "eta", "3"],
+        "run 0 of 1 (step size 3; at the solution the limit is 1/sigma_1 = 1, at a large start less) diverged",
+    ),
+    (
+        ["-p", "beta", "0.1"],
+        "beta (the descent with eta = 0.1 is unstable outside the limits) must be a finite number >= 0.22",
+    ),
+]
+BAD_ROBUST = [
+    (["-p", "ranks", "[2, 6]"], "ranks[0] must be a finite number >= 3, got 2"),
+    (["-p", "ranks", "[6, 21]"], "ranks[1] must be a whole number >= 3 and <= 20, got 21"),
+    (["-p", "ranks", "[3]"], "the number of ranks above r must be a whole number >= 2, got 1"),
+    (["-p", "p", "1"], "p must be a finite number >= 0 and < 1, got 1"),
+    (["-p", "m", "0"], "m must be a whole number >= 20, got 0"),
+    (["-p", "alphas", "[0.1]"], "the number of different alphas must be a whole number >= 2, got 1"),
+    (["-p", "alphas", "[0.1, 2]"], "alphas[1] must be a finite number > 0 and < 1, got 2"),
+    (["-p", "r", "7"], "r must be a whole number >= 1 and <= 6, got 7"),
+]
+CASES = [
+    (slug, *case)
+    for slug, cases in {
+        "edge-of-stability": BAD,
+        "dln-compression": BAD_RECOVERY,
+        "matrix-sensing-curses": BAD_CURSES,
+        "robust-matrix-recovery": BAD_ROBUST,
+    }.items()
+    for case in cases
+]
 
 
 @pytest.mark.parametrize(("slug", "arguments", "words"), CASES, ids=[f"{c[0]} {' '.join(c[1])}" for c in CASES])
