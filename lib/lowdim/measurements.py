@@ -59,20 +59,23 @@ class Dense:
         flat = z.flatten(1, 2).conj().resolve_conj()
         return torch.bmm(flat.mT, self.rows.flatten(1, 2)).mT.conj().unflatten(1, self.shape)
 
-    def restrict(self, left: Tensor | None = None, right: Tensor | None = None) -> "Dense":
-        """The map on ``Z`` with ``X = left Z right^T``; left ``(runs, n1, r1)``, right ``(runs, n2, r2)``."""
+    def restrict(self, left: Tensor | None = None, right: Tensor | None = None, reuse: "Dense | None" = None) -> "Dense":
+        """The map on ``Z`` with ``X = left Z right^T``; left ``(runs, n1, r1)``, right ``(runs, n2, r2)``.
+
+        ``reuse`` is an earlier restriction of the same sizes that is not needed any more: its memory is taken.
+        """
         (n1, n2), rows = self.shape, self.rows
-        if right is not None:
-            rows = torch.bmm(rows.view(self.runs, -1, n2), right)
-            n2 = right.shape[-1]
-        if left is not None:
-            images, out = rows.view(self.runs, -1, n1, n2), None
-            out = rows.new_empty(self.runs, images.shape[1], left.shape[-1], n2)
-            for run in range(self.runs):  # an expanded factor is not copied by bmm, a broadcast one would be
-                torch.bmm(left[run].mT.expand(images.shape[1], -1, -1), images[run], out=out[run])
-            rows, n1 = out, left.shape[-1]
-        rows = rows.view(self.runs, self.q, self.width, n1 * n2)
-        return Dense(rows, (n1, n2), self.m.flatten(), self.frames.flatten())
+        new = (n1 if left is None else left.shape[-1], n2 if right is None else right.shape[-1])
+        kind = torch.promote_types(rows.dtype, (right if left is None else left).dtype)
+        out = rows.new_empty(self.runs, self.q, self.width, new[0] * new[1], dtype=kind) if reuse is None else reuse.rows
+        for run in range(self.runs):  # tall products and expanded factors: one run at a time is faster than a batch
+            images, target = rows[run].view(-1, n1, n2), out[run].view(-1, *new)
+            if right is not None:
+                last = target.view(-1, new[1]) if left is None else None
+                images = torch.mm(images.view(-1, n2), right[run], out=last).view(-1, n1, new[1])
+            if left is not None:
+                torch.bmm(left[run].mT.expand(len(images), -1, -1), images, out=target)
+        return Dense(out, new, self.m.flatten(), self.frames.flatten())
 
 
 class CodedDiffraction:
@@ -125,7 +128,9 @@ class CodedDiffraction:
         """The adjoint of ``columns``, summed over frames: ``(runs, q, m, k)`` to ``(runs, n1, n2, k)``."""
         return torch.stack([self.adjoint(c).sum(1) for c in z.unbind(-1)], -1)
 
-    def restrict(self, left: Tensor | None = None, right: Tensor | None = None) -> "CodedDiffraction":
+    def restrict(
+        self, left: Tensor | None = None, right: Tensor | None = None, reuse: "CodedDiffraction | None" = None
+    ) -> "CodedDiffraction":
         """The map on ``Z`` with ``X = left Z right^T``; left ``(runs, n1, r1)``, right ``(runs, n2, r2)``."""
         join = lambda old, new: new if old is None else (old if new is None else old @ new)
         return CodedDiffraction(self.masks, self.keep, join(self.left, left), join(self.right, right))

@@ -49,9 +49,10 @@ def aligned_error(estimate: Tensor, truth: Tensor) -> Tensor:
         estimate: ``(runs, n1, n2, q)``.
         truth: ``(n1, n2, q)`` or ``(runs, n1, n2, q)``.
     """
-    inner = (truth.conj() * estimate).sum((-3, -2)).abs()  # (runs, q)
-    squares = truth.abs().square().sum((-3, -2)) + estimate.abs().square().sum((-3, -2)) - 2 * inner
-    return (squares.clamp(min=0).sum(-1) / truth.abs().square().sum((-3, -2, -1))).sqrt()
+    inner = (estimate.conj() * truth).sum((-3, -2), keepdim=True)
+    turn = torch.where(inner == 0, torch.ones_like(inner), torch.sgn(inner))
+    gap = (truth - turn * estimate).abs().square().sum((-3, -2, -1))
+    return (gap / truth.abs().square().sum((-3, -2, -1))).sqrt()
 
 
 def matrix_floor(clip: Tensor, rank: int) -> float:
@@ -160,11 +161,18 @@ def rwf(root: Tensor, rows: Tensor, m: Tensor, steps: int = 50, rate: float = 0.
     if controlled:
         curvature = torch.linalg.eigvalsh(rows.mH @ rows / m.unsqueeze(-1))[..., -1:]
         step = step / curvature.clamp(min=1)
-    transposed, conjugate, step = rows.mT.contiguous(), rows.conj().resolve_conj(), step.unsqueeze(-1)
-    root = root.unsqueeze(-2)
-    for _ in range(steps):
-        image = z @ transposed  # (runs, q, 1, m)
-        z = z - step * ((image - root * torch.sgn(image)) @ conjugate)
+    step, root = step.unsqueeze(-1), root.unsqueeze(-2)
+    flat = lambda tensor: tensor.flatten(0, 1)
+    forward, back, state = flat(rows.mT.contiguous()), flat(rows.conj().resolve_conj()), flat(z.contiguous())
+    z, pull = state.view(z.shape), torch.empty_like(state)
+    image = state.new_empty(len(state), 1, rows.shape[-2])
+    phase = torch.empty_like(image)
+    for _ in range(steps):  # in place: at these sizes allocation would cost more than arithmetic
+        torch.bmm(state, forward, out=image)
+        torch.sgn(image, out=phase)
+        image -= phase.mul_(flat(root))
+        torch.bmm(image, back, out=pull)
+        z -= step * pull.view(z.shape)
     return z.squeeze(-2)
 
 
@@ -181,7 +189,7 @@ def _inverse(gram: Tensor) -> Tensor:
 def tspr(
     y: Tensor, op, ranks, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
     orthonormal: bool = True, controlled: bool = True, published: bool = False, start: str = "frames",
-    inner: int = 15, tolerance: float = 1e-4, rwf_steps: int = 50,
+    inner: int = 15, tolerance: float = 1e-2, rwf_steps: int = 50,
 ) -> Recovery:  # fmt: skip
     """Tucker-structured phase retrieval, ``X = G x_1 D x_2 E x_3 F``.
 
@@ -205,12 +213,14 @@ def tspr(
     """
     root = check_magnitudes(y, op)
     ranks = check_ranks(ranks, (*op.shape, op.q))
+    if ranks[2] > ranks[0] * ranks[1]:
+        raise ParameterError(f"ranks[2] must be at most ranks[0] * ranks[1] = {ranks[0] * ranks[1]}, got {ranks[2]}.")
     iterations = integer("iterations", iterations, at_least=0)
     orthonormal, controlled = orthonormal and not published, controlled and not published
     d, e, core = _tucker_start(root.square(), op, ranks, start, generator, published)
     best = dict(steps=50, tolerance=1e-6) if published else dict(steps=inner, tolerance=tolerance)
     f, errors = core.new_zeros(op.runs, op.q, ranks[2]), []
-    small = op.restrict(left=d, right=e)
+    wide, half, small = None, None, op.restrict(left=d, right=e)
     record = _recorder(truth, op, errors)
     for t in range(iterations + 1):
         if orthonormal:  # absorbed by f, which is computed next
@@ -221,12 +231,13 @@ def tspr(
         record(lambda: d[:, None] @ _slices(core, f) @ e.mT[:, None])
         if t == iterations:
             break
-        d, core = _update_left(op.restrict(right=e), target, d, core, f, orthonormal, best)
-        half = op.restrict(left=d)
+        wide = op.restrict(right=e, reuse=wide)
+        d, core = _update_left(wide, target, d, core, f, orthonormal, best)
+        half = op.restrict(left=d, reuse=half)
         e, core = _update_right(half, target, e, core, f, orthonormal, best)
         if published:
             e = e.conj().resolve_conj()
-        small = half.restrict(right=e)
+        small = half.restrict(right=e, reuse=small)
         core = _update_core(small, target, core, f, orthonormal, best)
     clip = (d[:, None] @ _slices(core, f) @ e.mT[:, None]).movedim(1, -1)
     return Recovery(clip, torch.stack(errors) if truth is not None else None, tucker_size((*op.shape, op.q), ranks))
@@ -304,7 +315,7 @@ def _recorder(truth, op, errors: list):
 
 def altmin_lowrap(
     y: Tensor, op, rank: int, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
-    published: bool = False, inner: int = 25, tolerance: float = 1e-4, rwf_steps: int = 50,
+    published: bool = False, inner: int = 25, tolerance: float = 1e-2, rwf_steps: int = 50,
 ) -> Recovery:  # fmt: skip
     """AltMinLowRaP, ``[x_1 ... x_q] = U B^T``: ``b_k`` by RWF, then phases, then ``U`` by least squares.
 
@@ -336,7 +347,7 @@ def altmin_lowrap(
 
 def altmin_trunc(
     y: Tensor, op, rank: int, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
-    published: bool = False, inner: int = 25, tolerance: float = 1e-4,
+    published: bool = False, inner: int = 25, tolerance: float = 1e-2,
 ) -> Recovery:  # fmt: skip
     """AltMinTrunc (LRPR2): as ``altmin_lowrap``, but ``b_k`` by least squares with the phases of ``U``'s update.
 

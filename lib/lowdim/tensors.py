@@ -81,7 +81,7 @@ class Tucker:
 
     @property
     def size(self) -> int:
-        """Numbers stored, for one tensor of the batch: ``sum r_k n_k + prod r_k``."""
+        """Numbers stored, for one tensor: ``sum r_k n_k + prod r_k``."""
         return tucker_size([f.shape[-2] for f in self.factors], [f.shape[-1] for f in self.factors])
 
     def orthonormal(self) -> "Tucker":
@@ -96,7 +96,7 @@ def tucker_size(shape: Sequence[int], ranks: Sequence[int]) -> int:
 
 
 def leading(matrix: Tensor, rank: int) -> Tensor:
-    """The first ``rank`` left singular vectors of ``(..., n, anything)``: ``(..., n, rank)``, singular values falling."""
+    """The first ``rank`` left singular vectors of ``(..., n, anything)``: ``(..., n, rank)``, most important first."""
     return torch.linalg.svd(matrix, full_matrices=False).U[..., :rank]
 
 
@@ -216,22 +216,22 @@ def cgls(
         rhs: ``(runs, ...)``.
         start: ``(runs, ...)``, the first guess; it is not changed.
         steps: at most that many iterations.
-        tolerance: a run stops when its preconditioned normal residual has fallen by this factor, against the one
-            of a start at zero.
+        tolerance: a run stops when its preconditioned normal residual has fallen by this factor since the start, or is
+            at the level of rounding errors.
         precondition: an approximation of ``(adjoint forward)^-1``, Hermitian and positive definite.
         check: iterations between two looks at whether all runs have stopped (a look costs a synchronisation).
 
     Source: Hestenes and Stiefel 1952; Björck, "Numerical Methods for Least Squares Problems", algorithm 7.4.1.
     """
     steps, tolerance = integer("steps", steps, at_least=0), number("tolerance", tolerance, at_least=0)
-    shaped = lambda value: value.reshape(-1, *[1] * (start.dim() - 1))
-    shaped_rhs = lambda value: value.reshape(-1, *[1] * (rhs.dim() - 1))
+    per_run = lambda value, like: value.reshape(-1, *[1] * (like.dim() - 1))
     v, residual = start.clone(), rhs - forward(start)
-    target = adjoint(rhs)
-    floor = tolerance**2 * _dot(target, precondition(target))
     normal = adjoint(residual)
     z = precondition(normal)
     direction, gamma = z.clone(), _dot(normal, z)
+    target = adjoint(rhs)
+    rounding = torch.finfo(gamma.dtype).eps ** 2 * _dot(target, precondition(target))
+    floor = torch.maximum(tolerance**2 * gamma, rounding)
     for t in range(steps):
         live = gamma > floor
         if t % check == 0 and not bool(live.any()):
@@ -239,12 +239,12 @@ def cgls(
         image = forward(direction)
         curvature = _dot(image, image)
         alpha = torch.where(live & (curvature > 0), gamma / curvature, 0.0)
-        v += shaped(alpha) * direction
-        residual -= shaped_rhs(alpha) * image
+        v.addcmul_(direction, per_run(alpha, v))
+        residual.addcmul_(image, per_run(alpha, residual), value=-1)
         normal = adjoint(residual)
         z = precondition(normal)
         new = _dot(normal, z)
-        direction = z + shaped(torch.where(live, new / gamma, 0.0)) * direction
+        direction.mul_(per_run(torch.where(live, new / gamma, 0.0), v)).add_(z)
         gamma = torch.where(live, new, gamma)
     return v
 
