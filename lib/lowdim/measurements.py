@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lowdim.checks import ParameterError, integer
 
+TINY = 20_000  # images so small that forming D kron I costs less than many products of a few numbers each
+
 
 class Dense:
     """Sensing vectors as the rows of one matrix for each frame.
@@ -68,6 +70,10 @@ class Dense:
         new = (n1 if left is None else left.shape[-1], n2 if right is None else right.shape[-1])
         kind = torch.promote_types(rows.dtype, (right if left is None else left).dtype)
         out = rows.new_empty(self.runs, self.q, self.width, new[0] * new[1], dtype=kind) if reuse is None else reuse.rows
+        if left is not None and right is None and n1 * n2 * math.prod(new) < TINY:
+            both = torch.einsum("xap,bc->xabpc", left, torch.eye(n2, dtype=left.dtype, device=left.device))
+            torch.bmm(rows.flatten(1, 2), both.reshape(self.runs, n1 * n2, -1), out=out.flatten(1, 2))
+            return Dense(out, new, self.m.flatten(), self.frames.flatten())
         for run in range(self.runs):  # tall products and expanded factors: one run at a time is faster than a batch
             images, target = rows[run].view(-1, n1, n2), out[run].view(-1, *new)
             if right is not None:

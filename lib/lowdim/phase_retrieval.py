@@ -42,16 +42,20 @@ class Recovery:
 # ---------------------------------------------------------------- errors and floors
 
 
-def aligned_error(estimate: Tensor, truth: Tensor) -> Tensor:
-    """``sqrt(sum_k min_theta ||x_k - e^(i theta) xhat_k||^2) / ||X||``, ``(runs,)``.
+def aligned(estimate: Tensor, truth: Tensor) -> Tensor:
+    """The estimate with each frame turned by the phase that brings it closest to the truth.
 
     Args:
         estimate: ``(runs, n1, n2, q)``.
         truth: ``(n1, n2, q)`` or ``(runs, n1, n2, q)``.
     """
     inner = (estimate.conj() * truth).sum((-3, -2), keepdim=True)
-    turn = torch.where(inner == 0, torch.ones_like(inner), torch.sgn(inner))
-    gap = (truth - turn * estimate).abs().square().sum((-3, -2, -1))
+    return torch.where(inner == 0, torch.ones_like(inner), torch.sgn(inner)) * estimate
+
+
+def aligned_error(estimate: Tensor, truth: Tensor) -> Tensor:
+    """``sqrt(sum_k min_theta ||x_k - e^(i theta) xhat_k||^2) / ||X||``, ``(runs,)``; arguments as in ``aligned``."""
+    gap = (truth - aligned(estimate, truth)).abs().square().sum((-3, -2, -1))
     return (gap / truth.abs().square().sum((-3, -2, -1))).sqrt()
 
 
@@ -188,7 +192,7 @@ def _inverse(gram: Tensor) -> Tensor:
 
 def tspr(
     y: Tensor, op, ranks, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
-    orthonormal: bool = True, controlled: bool = True, published: bool = False, start: str = "frames",
+    orthonormal: bool = True, controlled: bool = True, published: bool = False, start: str | Tucker = "frames",
     inner: int = 15, tolerance: float = 1e-2, rwf_steps: int = 50,
 ) -> Recovery:  # fmt: skip
     """Tucker-structured phase retrieval, ``X = G x_1 D x_2 E x_3 F``.
@@ -205,7 +209,8 @@ def tspr(
         controlled: RWF's step is cut where the curvature is above one. Off, as in the authors' program.
         published: all of the authors' choices at once: not orthonormal, not controlled, frames of norm one at the
             start, least squares from zero with 50 steps and without preconditioner, ``E`` conjugated.
-        start: ``"frames"`` (spectral, frame by frame, then HOSVD), ``"pooled"`` or ``"random"``.
+        start: ``"frames"`` (spectral, frame by frame, then HOSVD), ``"pooled"`` or ``"random"``; or a Tucker model, of
+            which the first two factors and the core are taken.
         inner, tolerance: of the conjugate gradients.
 
     Raises:
@@ -243,8 +248,10 @@ def tspr(
     return Recovery(clip, torch.stack(errors) if truth is not None else None, tucker_size((*op.shape, op.q), ranks))
 
 
-def _tucker_start(y, op, ranks, start: str, generator, published: bool):
+def _tucker_start(y, op, ranks, start: str | Tucker, generator, published: bool):
     """First factors ``(runs, n_k, r_k)`` and slices of the core ``(runs, r3, r1, r2)``."""
+    if isinstance(start, Tucker):
+        return *start.factors[:2], start.core.movedim(-1, 1).contiguous()
     if start == "frames":
         crude = spectral_frames(y, op, generator, unit=published).movedim(1, -1)
     elif start == "pooled":
