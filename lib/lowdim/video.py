@@ -131,9 +131,9 @@ def _scikit_image(name: str) -> Path:
     return Path(str(resources.files("skimage") / "data" / name))
 
 
-def tiny() -> np.ndarray:
-    """A real clip that comes with scikit-image (``no_time_for_that_tiny.gif``): 25 x 14, 24 frames."""
-    return load_video(_scikit_image("no_time_for_that_tiny.gif"))
+def tiny(h: int = 25, w: int = 14, q: int = 24) -> np.ndarray:
+    """A real clip that comes with scikit-image (``no_time_for_that_tiny.gif``), resized, its first ``q`` frames."""
+    return load_video(_scikit_image("no_time_for_that_tiny.gif"), (h, w))[..., :q]
 
 
 def walker(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
@@ -170,3 +170,17 @@ def pan(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
         across = (1 - b) * piece[:, :-1] + b * piece[:, 1:]
         frames.append((1 - a) * across[:-1] + a * across[1:])
     return np.stack(frames, -1).clip(0, 1).astype(np.float32)
+
+
+def clip_named(name: str, *shape: int, size=None, step: int = 1) -> np.ndarray:
+    """``"tiny"``, ``"walker"``, ``"pan"``, or a path for ``load_video``: ``(n1, n2, q)``.
+
+    Args:
+        shape: ``h, w, q`` for the clips that ship; their own sizes by default.
+        size, step: for a path, as in ``load_video``.
+
+    Raises:
+        ParameterError: as ``load_video``.
+    """
+    made = {"tiny": tiny, "walker": walker, "pan": pan}
+    return made[name](*shape) if name in made else load_video(name, size, step)
