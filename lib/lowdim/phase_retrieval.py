@@ -96,9 +96,12 @@ def top_vectors(op, weights: Tensor, steps: int, generator: torch.Generator) -> 
             known = basis[:, :, : j + 1]
             w = w - (known.mT @ (known.conj() @ w.unsqueeze(-1))).squeeze(-1)
         beta = w.norm(dim=-1)
+        largest = small.diagonal(dim1=-2, dim2=-1).amax(-1)
+        ended = (beta <= 100 * torch.finfo(op.real).eps * largest).unsqueeze(-1)  # an invariant subspace: stay in it
+        beta = torch.where(ended.squeeze(-1), 0.0, beta)
         if j + 1 < steps:
             small[:, :, j, j + 1] = small[:, :, j + 1, j] = beta
-        v = w / beta.clamp(min=tiny).unsqueeze(-1)
+        v = torch.where(ended, 0.0, w / beta.clamp(min=tiny).unsqueeze(-1))
     top = torch.linalg.eigh(small).eigenvectors[..., -1].to(op.dtype)
     x = (top.unsqueeze(-2) @ basis).squeeze(-2)
     return (x / x.norm(dim=-1, keepdim=True).clamp(min=tiny)).unflatten(-1, (n1, n2))
