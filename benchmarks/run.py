@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import descent
+import phases
 import spectra
 import timing
 import torch
@@ -28,6 +29,10 @@ BENCHMARKS = {
     "scalars": descent.scalars,
     "sensing": descent.sensing,
     "hessian": spectra.hessian,
+    "phases-small": phases.small_complex,
+    "phases-sweep": phases.sweep,
+    "phases-large": phases.large,
+    "phases-frames": phases.frames,
     "layouts": descent.layouts,
     "growth": descent.growth,
 }

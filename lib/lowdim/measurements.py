@@ -32,7 +32,11 @@ class Dense:
         if rows.shape[-1] != shape[0] * shape[1]:
             raise ParameterError(f"rows must have {shape[0]} x {shape[1]} columns, got {rows.shape[-1]}.")
         self.rows, self.shape = rows, tuple(shape)
-        self.dtype, self.device, self.real = rows.dtype, rows.device, rows.real.dtype if rows.is_complex() else rows.dtype
+        self.dtype, self.device, self.real = (
+            rows.dtype,
+            rows.device,
+            rows.real.dtype if rows.is_complex() else rows.dtype,
+        )
         self.runs, self.q, self.width = rows.shape[:3]
         self.m = self._per_run(counts, self.width)
         self.frames = self._per_run(frames, self.q)
@@ -61,7 +65,9 @@ class Dense:
         flat = z.flatten(1, 2).conj().resolve_conj()
         return torch.bmm(flat.mT, self.rows.flatten(1, 2)).mT.conj().unflatten(1, self.shape)
 
-    def restrict(self, left: Tensor | None = None, right: Tensor | None = None, reuse: "Dense | None" = None) -> "Dense":
+    def restrict(
+        self, left: Tensor | None = None, right: Tensor | None = None, reuse: "Dense | None" = None
+    ) -> "Dense":
         """The map on ``Z`` with ``X = left Z right^T``; left ``(runs, n1, r1)``, right ``(runs, n2, r2)``.
 
         ``reuse`` is an earlier restriction of the same sizes that is not needed any more: its memory is taken.
@@ -69,7 +75,9 @@ class Dense:
         (n1, n2), rows = self.shape, self.rows
         new = (n1 if left is None else left.shape[-1], n2 if right is None else right.shape[-1])
         kind = torch.promote_types(rows.dtype, (right if left is None else left).dtype)
-        out = rows.new_empty(self.runs, self.q, self.width, new[0] * new[1], dtype=kind) if reuse is None else reuse.rows
+        out = (
+            rows.new_empty(self.runs, self.q, self.width, new[0] * new[1], dtype=kind) if reuse is None else reuse.rows
+        )
         if left is not None and right is None and n1 * n2 * math.prod(new) < TINY:
             both = torch.einsum("xap,bc->xabpc", left, torch.eye(n2, dtype=left.dtype, device=left.device))
             torch.bmm(rows.flatten(1, 2), both.reshape(self.runs, n1 * n2, -1), out=out.flatten(1, 2))
@@ -93,13 +101,13 @@ class CodedDiffraction:
         left, right: as in ``restrict``.
     """
 
-    def __init__(self, masks: Tensor, keep: Tensor | None = None, left: Tensor | None = None, right: Tensor | None = None):
+    def __init__(
+        self, masks: Tensor, keep: Tensor | None = None, left: Tensor | None = None, right: Tensor | None = None
+    ):
         self.masks, self.keep, self.left, self.right = masks, keep, left, right
         self.dtype, self.device, self.real = masks.dtype, masks.device, masks.real.dtype
         self.runs, self.q = masks.shape[:2]
-        self.shape = tuple(
-            masks.shape[-2 + k] if f is None else f.shape[-1] for k, f in enumerate((left, right))
-        )
+        self.shape = tuple(masks.shape[-2 + k] if f is None else f.shape[-1] for k, f in enumerate((left, right)))
         self.width = math.prod(masks.shape[2:]) if keep is None else len(keep)
         self.m = torch.full((self.runs, 1, 1), float(self.width), dtype=self.real, device=self.device)
         self.frames = torch.full_like(self.m, float(self.q))
@@ -222,5 +230,7 @@ def check_magnitudes(y: Tensor, op) -> Tensor:
     if y.shape != (op.runs, op.q, op.width):
         raise ParameterError(f"y must be (runs, q, m) = {(op.runs, op.q, op.width)}, got {tuple(y.shape)}.")
     if not bool(torch.isfinite(y).all()) or bool((y < 0).any()):
-        raise ParameterError(f"y must hold squared magnitudes >= 0 and finite, got a smallest value of {float(y.min()):g}.")
+        raise ParameterError(
+            f"y must hold squared magnitudes >= 0 and finite, got a smallest value of {float(y.min()):g}."
+        )
     return y.to(op.device, op.real).sqrt()

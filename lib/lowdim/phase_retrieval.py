@@ -133,9 +133,7 @@ def pooled_basis(op, weights: Tensor, rank: int, generator, steps: int = 15) -> 
     start = torch.randn(op.runs, n, size, generator=generator, dtype=op.real, device=generator.device)
     u = torch.linalg.qr(start.to(op.device, op.dtype)).Q
     scale = weights.sum((-2, -1))[:, None, None] + torch.finfo(op.real).tiny
-    product = lambda v: (
-        op.pull(weights.unsqueeze(-1) * op.columns(v.unflatten(1, op.shape))).flatten(1, 2) / scale
-    )
+    product = lambda v: op.pull(weights.unsqueeze(-1) * op.columns(v.unflatten(1, op.shape))).flatten(1, 2) / scale
     for _ in range(steps):
         u = torch.linalg.qr(product(u)).Q
     ritz = torch.linalg.eigh(u.mH @ product(u)).eigenvectors[..., -rank:].flip(-1)

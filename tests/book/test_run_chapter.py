@@ -198,7 +198,17 @@ BAD_RECOVERY = [
     (["-p", "L", "1"], "L must be a whole number >= 2 and <= 10, got 1"),
     (["-p", "lr", "400"], "(step size 2400 for the averaged loss; try a smaller lr) diverged at step"),
 ]
+BAD_PHASES = [
+    (["-p", "ranks", "[26, 12, 5]"], "ranks[0] must be a whole number >= 1 and <= 25, got 26"),
+    (["-p", "ranks", "[7, 12]"], "ranks must hold one rank for each of the 3 modes, got [7, 12]"),
+    (["-p", "ranks", "[2, 2, 5]"], "ranks[2] must be a whole number >= 1 and <= 4, got 5"),
+    (["-p", "r", "25"], "r must be a whole number >= 1 and <= 24, got 25"),
+    (["-p", "ratios", "[0.001, 0.5]"], "ratios[0] must be a finite number >= 0.00285714, got 0.001"),
+    (["-p", "video", "nothing.gif"], "video must be a file or a folder that exists, got 'nothing.gif'"),
+    (["-p", "seeds", "0"], "seeds must be a whole number >= 1"),
+]
 CASES = [("edge-of-stability", *case) for case in BAD] + [("dln-compression", *case) for case in BAD_RECOVERY]
+CASES += [("tucker-phase-retrieval", *case) for case in BAD_PHASES]
 
 
 @pytest.mark.parametrize(("slug", "arguments", "words"), CASES, ids=[f"{c[0]} {' '.join(c[1])}" for c in CASES])

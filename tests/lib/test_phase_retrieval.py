@@ -185,12 +185,18 @@ Y = torch.ones(1, 3, 7)
     ("call", "words"),
     [
         (lambda: pr.tspr(Y, OP, (5, 5, 3), 1, generator(0)), r"ranks\[0\] must be a whole number >= 1 and <= 4, got 5"),
-        (lambda: pr.tspr(Y, OP, (1, 1, 2), 1, generator(0)), r"ranks\[2\] must be at most ranks\[0\] \* ranks\[1\] = 1"),
+        (
+            lambda: pr.tspr(Y, OP, (1, 1, 2), 1, generator(0)),
+            r"ranks\[2\] must be at most ranks\[0\] \* ranks\[1\] = 1",
+        ),
         (lambda: pr.tspr(-Y, OP, (2, 2, 2), 1, generator(0)), "squared magnitudes >= 0 and finite"),
         (lambda: pr.tspr(Y + 0j, OP, (2, 2, 2), 1, generator(0)), "which are real, got complex numbers"),
         (lambda: check_magnitudes(Y[..., :3], OP), r"y must be \(runs, q, m\) = \(1, 3, 7\), got \(1, 3, 3\)"),
         (lambda: check_magnitudes(Y * float("nan"), OP), "finite"),
-        (lambda: pr.tspr(Y, OP, (2, 2, 2), 1, generator(0), start="guess"), "start must be 'frames', 'pooled' or 'random'"),
+        (
+            lambda: pr.tspr(Y, OP, (2, 2, 2), 1, generator(0), start="guess"),
+            "start must be 'frames', 'pooled' or 'random'",
+        ),
         (lambda: pr.altmin_lowrap(Y, OP, 4, 1, generator(0)), "rank must be a whole number >= 1 and <= 3, got 4"),
         (lambda: gaussian((4, 5), 3, 0, generator(0)), "m must be a whole number >= 1, got 0"),
         (lambda: coded_diffraction((4, 5), 3, 0, generator(0)), "masks must be a whole number >= 1"),

@@ -114,7 +114,9 @@ def test_batches_are_single_runs():
     x, factors = random(3, *SHAPE), [random(3, n, 2, seed=n) for n in SHAPE]
     for i in range(3):
         assert close(mttkrp(x, factors, 1)[i], mttkrp(x[i], [f[i] for f in factors], 1))
-        assert close(multi_product(x, factors, transpose=True)[i], multi_product(x[i], [f[i] for f in factors], transpose=True))
+        assert close(
+            multi_product(x, factors, transpose=True)[i], multi_product(x[i], [f[i] for f in factors], transpose=True)
+        )
 
 
 def test_truncation_is_eckart_youngs():
