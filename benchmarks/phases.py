@@ -40,6 +40,7 @@ def sweep():
 
 def large():
     """TSPR, 40 x 72 x 90, m = 0.12 n, 10 iterations, two threads; at most 10 s and twice the measurements' memory."""
+    reset_peak_memory()
     before, random = peak_memory_mb(), generator(0)
     torch.set_num_threads(2)
     try:

@@ -4,8 +4,8 @@ Inside, frames come first: images are ``(runs, q, n1, n2)``, measurements ``(run
 problems (seeds, sampling ratios) of one batch. Row ``i`` of a map is ``a_i^*``, so ``forward`` gives ``a_i^* x``.
 Sensing vectors have entries of variance one in every model.
 
-``restrict(left, right)`` gives the same measurements as a map of smaller images ``Z``, those with ``X = left Z right^T``:
-a Tucker model touches the large map once for each factor, and its solvers then work on the small one.
+``restrict(left, right)`` gives the same measurements as a map of smaller images ``Z``, with ``X = left Z right^T``: a
+Tucker model touches the large map once for each factor, and its solvers then work on the small one.
 """
 
 import math

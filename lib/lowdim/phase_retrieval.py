@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lowdim.checks import ParameterError, integer
 from lowdim.measurements import check_magnitudes, frames_first
-from lowdim.tensors import Tucker, cgls, check_ranks, hosvd, tucker_size, truncated
+from lowdim.tensors import Tucker, cgls, check_ranks, hosvd, truncated, tucker_size
 
 RIDGE = 1e-7  # keeps small Gram matrices invertible; relative to their mean diagonal
 
@@ -234,7 +234,7 @@ def tspr(
         eff = small.columns(core.movedim(1, -1))
         f = rwf(root, eff, op.m, rwf_steps, controlled=controlled)
         target = torch.sgn(eff @ f.unsqueeze(-1)).squeeze(-1) * root
-        record(lambda: d[:, None] @ _slices(core, f) @ e.mT[:, None])
+        record(_images, d, e, core, f)
         if t == iterations:
             break
         wide = op.restrict(right=e, reuse=wide)
@@ -245,7 +245,7 @@ def tspr(
             e = e.conj().resolve_conj()
         small = half.restrict(right=e, reuse=small)
         core = _update_core(small, target, core, f, orthonormal, best)
-    clip = (d[:, None] @ _slices(core, f) @ e.mT[:, None]).movedim(1, -1)
+    clip = _images(d, e, core, f).movedim(1, -1)
     return Recovery(clip, torch.stack(errors) if truth is not None else None, tucker_size((*op.shape, op.q), ranks))
 
 
@@ -269,6 +269,11 @@ def _tucker_start(y, op, ranks, start: str | Tucker, generator, published: bool)
 def _slices(core: Tensor, f: Tensor) -> Tensor:
     """``G_k = sum_l F[k, l] G[:, :, l]``: ``(runs, q, r1, r2)``."""
     return (f @ core.flatten(2)).unflatten(-1, core.shape[2:])
+
+
+def _images(d: Tensor, e: Tensor, core: Tensor, f: Tensor) -> Tensor:
+    """``X_k = D G_k E^T``: ``(runs, q, n1, n2)``."""
+    return d[:, None] @ _slices(core, f) @ e.mT[:, None]
 
 
 def _update_left(op, target, d, core, f, orthonormal: bool, best: dict):
@@ -311,11 +316,11 @@ def _update_core(op, target, core, f, orthonormal: bool, best: dict):
 
 
 def _recorder(truth, op, errors: list):
-    """Appends the error of an estimate ``(runs, q, n1, n2)`` that is only computed if there is a truth."""
+    """``record(estimate, *arguments)`` appends the error of ``estimate(*arguments)``, if there is a truth."""
     if truth is None:
-        return lambda estimate: None
+        return lambda estimate, *arguments: None
     frames = frames_first(truth, op).movedim(1, -1)
-    return lambda estimate: errors.append(aligned_error(estimate().movedim(1, -1), frames))
+    return lambda estimate, *arguments: errors.append(aligned_error(estimate(*arguments).movedim(1, -1), frames))
 
 
 # ---------------------------------------------------------------- low-rank matrix baselines
@@ -338,7 +343,7 @@ def altmin_lowrap(
     for t in range(iterations + 1):
         eff = op.columns(u)
         b = rwf(root, eff, op.m, rwf_steps, controlled=not published)
-        record(lambda: _frames(u, b.conj() if published else b))
+        record(_frames, u, b.conj() if published else b)
         if t == iterations:
             break
         target = torch.sgn(eff @ b.unsqueeze(-1)).squeeze(-1) * root
@@ -347,7 +352,7 @@ def altmin_lowrap(
         u = _update_basis(op, target, first, basis, None, best)
         u = torch.linalg.qr(u.flatten(1, 2)).Q.unflatten(1, op.shape)
         if published and t == iterations - 1:
-            record(lambda: _frames(u, b.conj()))
+            record(_frames, u, b.conj())
             break
     clip = _frames(u, b.conj() if published else b).movedim(1, -1)
     return Recovery(clip, torch.stack(errors) if truth is not None else None, rank * (op.shape[0] * op.shape[1] + op.q))
@@ -371,7 +376,7 @@ def altmin_trunc(
     gram = eff.mH @ (weights.unsqueeze(-1) * eff) / op.m.unsqueeze(-1)
     b = torch.linalg.eigh(gram).eigenvectors[..., -1] * (root.square().sum(-1, keepdim=True) / op.m).sqrt()
     for t in range(iterations + 1):
-        record(lambda: _frames(u, b.conj() if published else b))
+        record(_frames, u, b.conj() if published else b)
         if t == iterations:
             break
         target = torch.sgn(eff @ b.unsqueeze(-1)).squeeze(-1) * root

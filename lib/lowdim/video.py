@@ -20,8 +20,8 @@ def load_video(path, size: tuple[int, int] | None = None, step: int = 1) -> np.n
     """A clip from a file or a folder: grey, float32 in [0, 1], ``(n1, n2, q)``.
 
     Args:
-        path: ``.npy`` or ``.npz`` (its first array; ``n1 x n2 x q``), a folder of images in the order of their names, an
-            animated GIF (or another animation that Pillow reads), or a film (``.mp4``, ``.avi``, ``.mov``, ``.mkv``,
+        path: ``.npy`` or ``.npz`` (its first array; ``n1 x n2 x q``), a folder of images in the order of their names,
+            an animated GIF (or another animation that Pillow reads), or a film (``.mp4``, ``.avi``, ``.mov``, ``.mkv``,
             ``.webm``) where the package imageio-ffmpeg is installed.
         size: ``(h, w)`` to resize to, bilinear; the clip's own size by default.
         step: keep every ``step``-th frame.
