@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import descent
 import factors
+import phases
 import spectra
 import timing
 import torch
@@ -30,6 +31,10 @@ BENCHMARKS = {
     "sensing": descent.sensing,
     "batches": factors.batches,
     "hessian": spectra.hessian,
+    "phases-small": phases.small_complex,
+    "phases-sweep": phases.sweep,
+    "phases-large": phases.large,
+    "phases-frames": phases.frames,
     "layouts": descent.layouts,
     "growth": descent.growth,
 }
