@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import descent
+import predictors
 import spectra
 import timing
 import torch
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "sensing": descent.sensing,
     "hessian": spectra.hessian,
     "layouts": descent.layouts,
+    "cp-predictors": predictors.cp_fits,
     "growth": descent.growth,
 }
 WORDS = {"compressed-factorization": descent.compressed_sweep, "compressed-completion": descent.compressed_sweep}

@@ -174,7 +174,9 @@ def labelled_tensors(path: str | Path) -> tuple[Tensor, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             x, y = (torch.as_tensor(file[name].astype(np.float64)) for name in ("X", "y"))
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{Path(path).name} must be a .npz file with numbers X (n, I_1, I_2, ...) and y (n,).") from error
+        raise DataError(
+            f"{Path(path).name} must be a .npz file with numbers X (n, I_1, I_2, ...) and y (n,)."
+        ) from error
     if x.dim() < 3 or y.shape != x.shape[:1] or len(y) < 16:
         raise ParameterError(
             f"X must be (n, I_1, I_2, ...) and y (n,) with n >= 16, got {tuple(x.shape)} and {tuple(y.shape)}."

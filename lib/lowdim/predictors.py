@@ -139,7 +139,9 @@ class Fit:
         return Fit(take(self.predictor), take(self.objective), take(self.steps), take(self.converged), factors)
 
 
-def random_starts(shape, rank: int, sets: int, fits: int, generator: torch.Generator, dtype=torch.float64) -> list[Tensor]:
+def random_starts(
+    shape, rank: int, sets: int, fits: int, generator: torch.Generator, dtype=torch.float64
+) -> list[Tensor]:
     """Factors with entries ``N(0, 1)``, as in the paper's code: ``(sets, fits, I_k, rank)`` for each mode."""
     rank, device = check_rank(rank, shape), generator.device
     return [torch.randn(sets, fits, i, rank, generator=generator, dtype=dtype, device=device) for i in shape]
@@ -333,7 +335,9 @@ def _check_fit(inputs: Tensor, labels: Tensor, starts: list[Tensor], loss: str, 
         raise ParameterError("inputs must have at least two modes, (sets, n, I_1, I_2, ...); fit_vector takes one.")
     wanted = [(sets, starts[0].shape[1], i, starts[0].shape[-1]) for i in shape]
     if [tuple(b.shape) for b in starts] != wanted:
-        raise ParameterError(f"starts must be (sets, fits, I_k, R) for I = {tuple(shape)}, got {[tuple(b.shape) for b in starts]}.")
+        raise ParameterError(
+            f"starts must be (sets, fits, I_k, R) for I = {tuple(shape)}, got {[tuple(b.shape) for b in starts]}."
+        )
     check_rank(starts[0].shape[-1], shape)
     check_penalty(penalty)
 

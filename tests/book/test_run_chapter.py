@@ -198,7 +198,21 @@ BAD_RECOVERY = [
     (["-p", "L", "1"], "L must be a whole number >= 2 and <= 10, got 1"),
     (["-p", "lr", "400"], "(step size 2400 for the averaged loss; try a smaller lr) diverged at step"),
 ]
+BAD_PREDICTORS = [
+    (["-p", "R", "16"], "R must be a whole number >= 1 and <= 15, got 16"),
+    (["-p", "I", "4"], "I must be a whole number >= 9 and <= 64, got 4"),
+    (["-p", "s", "-1"], "s must be a finite number >= 0, got -1"),
+    (["-p", "C", "0"], "C must be a finite number > 0, got 0"),
+    (["-p", "penalties", "[]"], "penalties must hold at least one number"),
+    (["-p", "penalties", "[0.1, -1]"], "penalties[1] must be a finite number >= 0, got -1"),
+    (["-p", "datasets", "2"], "datasets must be a whole number >= 4 and <= 256, got 2"),
+    (
+        ["-p", "user_data", '"nowhere.npz"'],
+        "nowhere.npz must be a .npz file with numbers X (n, I_1, I_2, ...) and y (n,)",
+    ),
+]
 CASES = [("edge-of-stability", *case) for case in BAD] + [("dln-compression", *case) for case in BAD_RECOVERY]
+CASES += [("tensor-predictors", *case) for case in BAD_PREDICTORS]
 
 
 @pytest.mark.parametrize(("slug", "arguments", "words"), CASES, ids=[f"{c[0]} {' '.join(c[1])}" for c in CASES])
