@@ -5,7 +5,8 @@ import torch
 from scipy.optimize import minimize
 from timing import race
 
-from lowdim.predictors import fit_cp, objective, random_starts
+from lowdim.cp_predictors import fit_cp, random_starts
+from lowdim.predictors import objective
 from lowdim.runtime import generator
 
 SIDE, RANK, SAMPLES, FITS, PENALTY = 15, 2, 500, 64, 0.003

@@ -9,19 +9,16 @@ import torch
 from scipy.optimize import minimize
 
 from lowdim.checks import ParameterError
+from lowdim.cp_predictors import CPTrainer, fit_alternating, fit_cp, random_starts
 from lowdim.data import DataError, labelled_tensors
 from lowdim.predictors import (
     HINGE_WIDTH,
     WEIGHTS,
-    CPTrainer,
     alignment,
-    fit_alternating,
-    fit_cp,
     fit_nuclear,
     fit_vector,
     loss_terms,
     objective,
-    random_starts,
     tune,
 )
 from lowdim.runtime import generator
@@ -175,7 +172,7 @@ def test_batches_equal_one_by_one(loss, monkeypatch):
     starts = random_starts((5, 4), 2, 5, 3, generator(0))
     penalty = torch.tensor([0.3, 0.1, 0.05], dtype=F64).expand(5, 3)
     whole = fit_cp(inputs, labels, starts, loss, penalty)
-    monkeypatch.setattr("lowdim.predictors.PIECE_BYTES", 1)  # a data set at a time
+    monkeypatch.setattr("lowdim.cp_predictors.PIECE_BYTES", 1)  # a data set at a time
     pieces = fit_cp(inputs, labels, starts, loss, penalty)
     assert (whole.predictor - pieces.predictor).abs().max() < 1e-8
     single = fit_cp(inputs[3:4], labels[3:4], [b[3:4, 1:2] for b in starts], loss, 0.1)
