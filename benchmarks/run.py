@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import descent
 import factors
 import phases
+import predictors
 import spectra
 import timing
 import torch
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "phases-large": phases.large,
     "phases-frames": phases.frames,
     "layouts": descent.layouts,
+    "cp-predictors": predictors.cp_fits,
     "growth": descent.growth,
 }
 WORDS = {"compressed-factorization": descent.compressed_sweep, "compressed-completion": descent.compressed_sweep}

@@ -163,6 +163,27 @@ def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: f
     return ratings * (torch.rand(rows, columns, generator=generator) < share)
 
 
+def labelled_tensors(path: str | Path) -> tuple[Tensor, Tensor]:
+    """A reader's own tensors ``X (n, I_1, ..., I_K)``, K >= 2, and labels ``y (n,)`` from a ``.npz`` file, in float64.
+
+    Raises:
+        DataError: no such file, or not a ``.npz`` with ``X`` and ``y``.
+        ParameterError: shapes that do not fit, or fewer than 16 samples.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            x, y = (torch.as_tensor(file[name].astype(np.float64)) for name in ("X", "y"))
+    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{Path(path).name} must be a .npz file with numbers X (n, I_1, I_2, ...) and y (n,)."
+        ) from error
+    if x.dim() < 3 or y.shape != x.shape[:1] or len(y) < 16:
+        raise ParameterError(
+            f"X must be (n, I_1, I_2, ...) and y (n,) with n >= 16, got {tuple(x.shape)} and {tuple(y.shape)}."
+        )
+    return x, y
+
+
 def subsets(
     inputs: np.ndarray, labels: np.ndarray, samples: int, runs: int, generator: torch.Generator, dtype=torch.float32
 ) -> tuple[Tensor, Tensor]:
