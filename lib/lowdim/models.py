@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from lowdim.checks import ParameterError, integer
 
+STD = 0.02  # of initial weights, as in GPT-2
+
 
 class MLP(nn.Module):
     """Linear layers ``fc0, fc1, ...`` of the given sizes with ReLU between them."""
@@ -23,8 +25,9 @@ class MLP(nn.Module):
             raise ParameterError(f"sizes must have at least an input and an output, got {list(sizes)}.")
         for l, (inp, out) in enumerate(pairwise(sizes)):
             setattr(self, f"fc{l}", nn.Linear(integer("size", inp, at_least=1), integer("size", out, at_least=1)))
+            nn.init.normal_(getattr(self, f"fc{l}").weight, 0, (2 / inp) ** 0.5, generator=generator)
+            nn.init.zeros_(getattr(self, f"fc{l}").bias)
         self.depth = len(sizes) - 1
-        start(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., sizes[0])`` to ``(..., sizes[-1])``."""
@@ -43,30 +46,43 @@ class Attention(nn.Module):
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-4, -2).unbind(-3)
-        q, k, v = (part.movedim(-2, -3) if False else part for part in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.proj(y.movedim(-3, -2).flatten(-2))
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)  # three times (..., tokens, heads, size)
+        q, k, v = (part.transpose(-3, -2) for part in parts)
+        y = attention(q, k, v, self.causal)
+        return self.proj(y.transpose(-3, -2).flatten(-2))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention ``(..., heads, tokens, size)``; short contexts as plain products, which vmap batches."""
+    tokens = q.shape[-2]
+    if tokens > 128:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    if causal:
+        scores = scores + torch.full((tokens, tokens), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    return scores.softmax(-1) @ v
 
 
 class Feedforward(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a ReLU between them (or a tanh-approximated GELU, as in GPT-2)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, gelu: bool = False):
         super().__init__()
+        self.gelu = gelu
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        hidden = self.fc1(x)
+        return self.fc2(F.gelu(hidden, approximate="tanh") if self.gelu else F.relu(hidden))
 
 
 class Block(nn.Module):
     """A transformer block with the norms first."""
 
-    def __init__(self, width: int, heads: int, causal: bool):
+    def __init__(self, width: int, heads: int, causal: bool, gelu: bool = False):
         super().__init__()
         self.ln1, self.attn = nn.LayerNorm(width), Attention(width, heads, causal)
-        self.ln2, self.mlp = nn.LayerNorm(width), Feedforward(width, 4 * width)
+        self.ln2, self.mlp = nn.LayerNorm(width), Feedforward(width, 4 * width, gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln1(x))
@@ -80,12 +96,12 @@ class GPT(nn.Module):
         ParameterError: a size that is not positive, or heads that do not divide the width.
     """
 
-    def __init__(self, vocabulary: int, context: int, width: int, depth: int, heads: int, generator=None):
+    def __init__(self, vocabulary: int, context: int, width: int, depth: int, heads: int, generator=None, gelu=False):
         super().__init__()
         _check(width, heads, vocabulary=vocabulary, context=context, depth=depth)
         self.context = context
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads, causal=True) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, causal=True, gelu=gelu) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
         start(self, generator)
@@ -129,16 +145,13 @@ class ViT(nn.Module):
         return self.head(self.norm(x).mean(-2))
 
 
-def start(model: nn.Module, generator: torch.Generator | None) -> None:
-    """GPT-2's start: matrices and embeddings ``N(0, 0.02^2)``, but ``N(0, 1 / fan_in)`` where that is larger; no bias."""
+def start(model: nn.Module, generator: torch.Generator | None, std: float = STD) -> None:
+    """GPT-2's start for any model: linear layers and embeddings ``N(0, 0.02^2)``, biases zero."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            fan = module.weight.shape[-1] if isinstance(module, nn.Linear) else 2500
-            nn.init.normal_(module.weight, 0, max(0.02, fan**-0.5), generator=generator)
+            nn.init.normal_(module.weight, 0, std, generator=generator)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
-    if isinstance(model, GPT):  # the tied head was drawn last, as a head
-        nn.init.normal_(model.tokens.weight, 0, 0.02, generator=generator)
 
 
 def _check(width: int, heads: int, **sizes: int) -> None:
