@@ -138,7 +138,7 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images ``(..., channels, side, side)`` to logits ``(..., classes)``."""
         x = images.unflatten(-1, (-1, self.patch)).unflatten(-3, (-1, self.patch))  # (..., c, y, dy, x, dx)
-        x = x.movedim(-5, -3).movedim(-2, -4).flatten(-3).flatten(-3, -2)
+        x = x.movedim((-4, -2), (-5, -4)).flatten(-3).flatten(-3, -2)  # (..., y x, c dy dx)
         x = self.embed(x) + self.positions
         for block in self.blocks:
             x = block(x)

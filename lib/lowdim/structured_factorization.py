@@ -17,7 +17,7 @@ FORMS = ("paper", "released")
 CACHE_NUMBERS = 1 << 16  # numbers in a temporary that stays in a core's second-level cache
 GRAM_ROWS = 32  # blocks with at most so many rows: Gram matrices from the stacked factors rather than one by one
 CHOLESKY_RANK = 64  # measured: up to this rank Cholesky beats LU, beyond it LU is faster
-POWER_STEPS = 3  # power iterations for each step size; the vectors are kept from one step to the next
+POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
 
 
 class BlastFactors(NamedTuple):
