@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import descent
 import spectra
+import structured
 import timing
 import torch
 
@@ -29,6 +30,9 @@ BENCHMARKS = {
     "sensing": descent.sensing,
     "hessian": spectra.hessian,
     "layouts": descent.layouts,
+    "blast-factorization": structured.factorization,
+    "blast-batches": structured.batches,
+    "blast-product": structured.product,
     "growth": descent.growth,
 }
 WORDS = {"compressed-factorization": descent.compressed_sweep, "compressed-completion": descent.compressed_sweep}

@@ -103,7 +103,7 @@ def photograph(side: int = 256) -> np.ndarray:
 
 
 def characters(share: float = 0.9) -> tuple[Tensor, Tensor, list[str]]:
-    """Python's own language reference (``pydoc_data.topics``) as character numbers: training text, held-out text, symbols.
+    """Python's own language reference (``pydoc_data.topics``) as numbers of characters: training, held out, symbols.
 
     Topics stand in the order of their names; the first ``share`` of the characters is for training.
     """

@@ -34,7 +34,9 @@ class Ensemble:
     ):  # fmt: skip
         shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
         if not shapes or any(s != shapes[0] for s in shapes):
-            raise ParameterError(f"an ensemble needs models with the same parameters, got {len(shapes)} that differ or none.")
+            raise ParameterError(
+                f"an ensemble needs models with the same parameters, got {len(shapes)} that differ or none."
+            )
         self.steps, self.lr = integer("steps", steps, at_least=1), number("lr", lr, above=0)
         self.warmup, self.clip, self.taken = number("warmup", warmup, at_least=0, at_most=1), clip, 0
         self.parameters, self.buffers = stack_module_state(list(models))

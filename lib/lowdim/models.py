@@ -53,7 +53,7 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """Scaled dot-product attention ``(..., heads, tokens, size)``; short contexts as plain products, which vmap batches."""
+    """Scaled dot-product attention ``(..., heads, tokens, size)``; short contexts as products, which vmap batches."""
     tokens = q.shape[-2]
     if tokens > 128:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

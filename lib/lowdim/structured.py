@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowdim.checks import ParameterError, integer, number
-from lowdim.structured_factorization import BlastFactors, block_low_rank, check_blocks, check_matrices, factorize, low_rank
+from lowdim.structured_factorization import (
+    BlastFactors,
+    block_low_rank,
+    check_blocks,
+    check_matrices,
+    factorize,
+    low_rank,
+)
 
 FEW_TOKENS = 8  # measured: up to this many the products with tokens as rows win, beyond it with tokens as columns
 
@@ -218,7 +225,9 @@ class BlockDiagonalLinear(StructuredLinear):
         common = math.gcd(out, inp)
         fine = [k for k in range(1, common + 1) if common % k == 0 and 1 / k <= budget + 1e-9]
         if not fine:
-            raise ParameterError(f"budget must be >= {1 / common:.4g} for a block-diagonal layer {out} x {inp}, got {budget!r}.")
+            raise ParameterError(
+                f"budget must be >= {1 / common:.4g} for a block-diagonal layer {out} x {inp}, got {budget!r}."
+            )
         return 0, fine[0]
 
     @staticmethod
@@ -238,7 +247,7 @@ class BlockDiagonalLinear(StructuredLinear):
 
 
 class BlockLowRankLinear(StructuredLinear):
-    """Every block has its own factorization of rank ``rank``: after a permutation, the family that has Monarch in it."""
+    """Every block has its own factorization of rank ``rank``: after a permutation, Monarch's family."""
 
     kind = "block-low-rank"
 
@@ -271,7 +280,7 @@ class BlastLinear(StructuredLinear):
     """Blocks ``U_i diag(s_ij) V_j^T``: ``left (b, p, r)``, ``right (b, q, r)``, ``gains (b, b, r)``.
 
     ``product`` chooses how tokens are multiplied: ``"few"`` (tokens as rows; the coupling sum goes block by block in
-    float32 or better), ``"many"`` (tokens as columns, nothing is copied between the three batched products), ``"dense"``
+    float32 or better), ``"many"`` (tokens as columns, no copies between the three batched products), ``"dense"``
     (form the weight first, as the authors do in training) or ``"auto"``, which takes one of the first two by the number
     of tokens. None makes a tensor of blocks x blocks x tokens x rank numbers.
     """
@@ -280,7 +289,11 @@ class BlastLinear(StructuredLinear):
 
     @staticmethod
     def shapes(out, inp, rank, blocks):
-        return {"left": (blocks, out // blocks, rank), "right": (blocks, inp // blocks, rank), "gains": (blocks, blocks, rank)}
+        return {
+            "left": (blocks, out // blocks, rank),
+            "right": (blocks, inp // blocks, rank),
+            "gains": (blocks, blocks, rank),
+        }
 
     @staticmethod
     def fit(weights: Tensor, rank: int, blocks: int, **options) -> list[dict]:

@@ -49,9 +49,9 @@ def check_blocks(rows: int, columns: int, blocks: int) -> int:
     """
     blocks, common = integer("blocks", blocks, at_least=1), math.gcd(rows, columns)
     if common % blocks:
-        fine = ", ".join(str(k) for k in range(1, min(common, 64) + 1) if common % k == 0)
+        fine = ", ".join(str(k) for k in range(1, common + 1) if common % k == 0)
         raise ParameterError(
-            f"blocks={blocks} does not divide a {rows} x {columns} matrix; numbers of blocks that do (up to 64): {fine}."
+            f"blocks={blocks} does not divide a {rows} x {columns} matrix; numbers of blocks that do: {fine}."
         )
     return blocks
 
@@ -85,7 +85,7 @@ class BlastDescent:
     The gradients are those of Lee et al. 2024, section 3, but no residual is formed for them: with the Gram matrices
     ``G_i = sum_j (V_j^T V_j) o (s_ij s_ij^T)`` they are ``U_i G_i - sum_j (A_ij V_j) s_ij`` and so on, and the products
     ``A_ij V_j`` serve two of the three. ``preconditioned=False`` divides each block's gradient by the largest
-    eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with the Gram matrix plus
+    eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus
     ``delta0 sqrt(loss)``, the loss being taken anew before each of the three.
 
     Args:
@@ -104,14 +104,16 @@ class BlastDescent:
     run_dim = 0
 
     def __init__(
-        self, matrices: Tensor, start: BlastFactors, iterations: int, *, preconditioned=True, step=(1.0, 0.0), delta0=0.1,
-        form="paper",
+        self, matrices: Tensor, start: BlastFactors, iterations: int, *, preconditioned=True, step=(1.0, 0.0),
+        delta0=0.1, form="paper",
     ):  # fmt: skip
         check_matrices("matrices", matrices)
         runs, b, p, r = start.u.shape
         q = start.v.shape[-2]
         if matrices.shape != (runs, b * p, b * q):
-            raise ParameterError(f"matrices must be {(runs, b * p, b * q)}, as the factors, got {tuple(matrices.shape)}.")
+            raise ParameterError(
+                f"matrices must be {(runs, b * p, b * q)}, as the factors, got {tuple(matrices.shape)}."
+            )
         self.iterations = integer("iterations", iterations, at_least=1)
         twice = 2.0 if choice("form", form, FORMS) == "released" else 1.0
         per_run = lambda value: torch.as_tensor(value, dtype=matrices.dtype, device=matrices.device)
@@ -168,7 +170,9 @@ class BlastDescent:
         gram, products = v.new_empty(*s.shape[:2], s.shape[3], s.shape[3]), u.mT @ u
         for j, stacked in self._stacks(u, s):  # U_bar_j = stack_i U_i diag(s_ij)
             self._gram(gram[:, j], stacked, products, s[:, j])
-        self._au = torch.matmul(self._rows[runs].mT, u, out=self._room("au", *self._rows[runs].mT.shape[:3], u.shape[3]))
+        self._au = torch.matmul(
+            self._rows[runs].mT, u, out=self._room("au", *self._rows[runs].mT.shape[:3], u.shape[3])
+        )
         self._au = self._au.unflatten(2, v.shape[1:3])  # A_ij^T U_i, (runs, i, j, q, r): for the gains too
         pull = torch.zeros_like(v)
         for i in range(s.shape[2]):
@@ -238,7 +242,7 @@ class BlastDescent:
             yield i, torch.mul(factor[:, None], s[:, i, :, None], out=room).flatten(2, 3)
 
     def _gram(self, out: Tensor, stacked: Tensor, products: Tensor, s: Tensor) -> None:
-        """``sum_j (F_j^T F_j) o (s_ij s_ij^T)``: from the stacks or, for tall blocks, from the products ``F_j^T F_j``."""
+        """``sum_j (F_j^T F_j) o (s_ij s_ij^T)``: from the stacks or, for tall blocks, from ``F_j^T F_j``."""
         if stacked.shape[2] <= GRAM_ROWS * s.shape[2]:
             torch.matmul(stacked.mT, stacked, out=out)
             return
@@ -275,10 +279,10 @@ def factorize(
     weights: Tensor, blocks: int, rank: int, *, iterations=100, form="released", delta0=0.1, column_scale=None,
     generator=None,
 ) -> tuple[BlastFactors, Tensor]:  # fmt: skip
-    """BLAST factors of weights ``(runs, rows, columns)``, as the authors fit them, and their relative errors ``(runs,)``.
+    """BLAST factors of weights ``(runs, rows, columns)``, as the authors fit them, and relative errors ``(runs,)``.
 
-    Each matrix is divided by its standard deviation first, since the damping has the matrix's units; columns of ``U`` and
-    ``V`` end with unit norm, and everything else is in ``s``. Starts from ``U, V ~ N(0, 1e-6 / rank)``, ``s ~ N(0, 1)``.
+    Each matrix is divided by its standard deviation first, since the damping has its units; columns of ``U`` and ``V``
+    end with unit norm, all else is in ``s``. Starts from ``U, V ~ N(0, 1e-6 / rank)``, ``s ~ N(0, 1)``.
 
     Args:
         iterations: preconditioned steps, from 1 (``form="paper"``) or 2 (``"released"``) linearly down to 0.
@@ -314,7 +318,7 @@ def factorize(
 
 
 def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best approximations of ``(..., rows, columns)``: ``(..., rows, rank)`` and ``(..., rank, columns)``, equal norms."""
+    """Best approximations of ``(..., rows, columns)``: ``(..., rows, rank)``, ``(..., rank, columns)``, equal norms."""
     rank = integer("rank", rank, at_least=1, at_most=min(matrices.shape[-2:]))
     wide = matrices if matrices.dtype == torch.float64 else matrices.float()
     u, sigma, vt = torch.linalg.svd(wide, full_matrices=False)
@@ -324,7 +328,7 @@ def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def block_low_rank(matrices: Tensor, blocks: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Best approximation of every block of ``(..., rows, columns)``: ``(..., b, p, b rank)`` and ``(..., b, q, b rank)``.
+    """Best approximation of every block of ``(..., rows, columns)``: ``(..., b, p, b rank)``, ``(..., b, q, b rank)``.
 
     The rank columns that belong to block ``(i, j)`` are columns ``j rank ...`` of ``left[i]`` and ``i rank ...`` of
     ``right[j]``.

@@ -45,7 +45,9 @@ class Report(list):
     def __repr__(self) -> str:
         rows = [f"  {r.name}: {r.shape[0]} x {r.shape[1]} {r.kind}, rank {r.rank}, blocks {r.blocks}, "
                 f"{r.parameters / r.dense:.1%} of dense, error {r.error:.3f}" for r in self]  # fmt: skip
-        return "\n".join([f"{len(self)} layers at {self.ratio:.1%} of their dense cost, mean error {self.error:.3f}"] + rows)
+        return "\n".join(
+            [f"{len(self)} layers at {self.ratio:.1%} of their dense cost, mean error {self.error:.3f}"] + rows
+        )
 
 
 def chosen(model: nn.Module, patterns: str | Iterable[str]) -> dict[str, nn.Linear]:
@@ -191,12 +193,16 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     with safe_open(str(path), "pt") as file:
         words = (file.metadata() or {}).get(METADATA)
     if words is None:
-        raise ParameterError(f"{Path(path).name} was not written by structured_models.save: it does not name its layers.")
+        raise ParameterError(
+            f"{Path(path).name} was not written by structured_models.save: it does not name its layers."
+        )
     modules = dict(model.named_modules())
     for name, how in json.loads(words).items():
         m = modules.get(name)
         if not isinstance(m, nn.Linear | StructuredLinear):
-            raise ParameterError(f"{Path(path).name} has a structured layer {name!r}, the model has no linear layer there.")
+            raise ParameterError(
+                f"{Path(path).name} has a structured layer {name!r}, the model has no linear layer there."
+            )
         dtype = next(m.parameters()).dtype
         sizes = dict(rank=how["rank"] or 1, blocks=how["blocks"], bias=m.bias is not None)
         _put(model, name, KINDS[how["kind"]](m.in_features, m.out_features, **sizes, dtype=dtype))

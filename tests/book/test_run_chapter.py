@@ -198,7 +198,17 @@ BAD_RECOVERY = [
     (["-p", "L", "1"], "L must be a whole number >= 2 and <= 10, got 1"),
     (["-p", "lr", "400"], "(step size 2400 for the averaged loss; try a smaller lr) diverged at step"),
 ]
+BAD_BLAST = [
+    (["-p", "b", "7"], "blocks=7 does not divide a 256 x 256 matrix; numbers of blocks that do: 1, 2, 4, 8"),
+    (["-p", "rank", "0"], "rank must be a whole number >= 1 and <= 32, got 0"),
+    (["-p", "K", "3"], "K must be a whole number >= 20, got 3"),
+    (["-p", "delta0", "0"], "delta0 must be a finite number > 0, got 0"),
+    (["-p", "budget", "1.5"], "budget must be a finite number >= 0.25 and <= 1, got 1.5"),
+    (["-p", "n", "8"], "n must be a whole number >= 16 and <= 4096, got 8"),
+    (["-p", "gpt_steps", "1"], "gpt_steps must be a whole number >= 20, got 1"),
+]
 CASES = [("edge-of-stability", *case) for case in BAD] + [("dln-compression", *case) for case in BAD_RECOVERY]
+CASES += [("blast", *case) for case in BAD_BLAST]
 
 
 @pytest.mark.parametrize(("slug", "arguments", "words"), CASES, ids=[f"{c[0]} {' '.join(c[1])}" for c in CASES])

@@ -116,10 +116,10 @@ def test_no_large_temporary():
         (lambda: BlastLinear(24, 36, 4, 5), "blocks=5 does not divide a 36 x 24 matrix; numbers of blocks that do"),
         (lambda: BlastLinear(24, 36, 0, 6), "rank must be a whole number >= 1, got 0"),
         (lambda: LowRankLinear(0, 36, 4), "in_features must be a whole number >= 1, got 0"),
-        (lambda: LowRankLinear.from_dense(torch.ones(3, 3)), "give either rank or budget, got rank=None and budget=None"),
-        (lambda: LowRankLinear.from_dense(torch.ones(3), rank=1), "weight must be a floating-point tensor (..., rows, columns)"),
+        (lambda: LowRankLinear.from_dense(torch.ones(3, 3)), "give either rank or budget, got rank=None"),
+        (lambda: LowRankLinear.from_dense(torch.ones(3), rank=1), "weight must be a floating-point tensor"),
         (lambda: BlastLinear.from_dense(torch.full((4, 4), torch.nan), rank=1), "must have finite entries"),
-        (lambda: LowRankLinear.from_dense(torch.ones(4, 4), rank=5), "rank must be a whole number >= 1 and <= 4, got 5"),
+        (lambda: LowRankLinear.from_dense(torch.ones(4, 4), rank=5), "rank must be a whole number >= 1 and <= 4"),
         (lambda: BlastLinear.rank_for(16, 16, 4, 0.1), "budget must be >= 0.1875 for a blast layer 16 x 16"),
         (lambda: BlastLinear.rank_for(16, 16, 4, 1.5), "budget must be a finite number > 0 and <= 1, got 1.5"),
         (lambda: BlockDiagonalLinear.from_dense(torch.ones(3, 3), budget=0.1), "budget must be >= 0.3333"),
@@ -162,7 +162,9 @@ def test_save_and_load(kind, model, random, tmp_path):
 
 
 def test_models_refuse_what_does_not_fit(model):
-    with pytest.raises(ParameterError, match="no linear layer of the model matches 'nothing.*'; its linear layers: blocks.0"):
+    with pytest.raises(
+        ParameterError, match="no linear layer of the model matches 'nothing.*'; its linear layers: blocks.0"
+    ):
         chosen(model, "nothing.*")
     with pytest.raises(ParameterError, match="head cannot be replaced: its weight is tied"):
         replace_linear(model, "*", "low-rank", rank=1)
