@@ -17,6 +17,7 @@ import factors
 import phases
 import predictors
 import spectra
+import structured
 import timing
 import torch
 
@@ -38,6 +39,9 @@ BENCHMARKS = {
     "phases-frames": phases.frames,
     "layouts": descent.layouts,
     "cp-predictors": predictors.cp_fits,
+    "blast-factorization": structured.factorization,
+    "blast-batches": structured.batches,
+    "blast-product": structured.product,
     "growth": descent.growth,
 }
 WORDS = {"compressed-factorization": descent.compressed_sweep, "compressed-completion": descent.compressed_sweep}

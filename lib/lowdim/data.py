@@ -87,6 +87,36 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return standardise(inputs), labels
 
 
+def photograph(side: int = 256) -> np.ndarray:
+    """The middle of scikit-learn's photograph of a Chinese temple in grey, ``(side, side)``, with mean zero.
+
+    Raises:
+        ParameterError: a side that is longer than the photograph's 427 rows.
+    """
+    from sklearn.datasets import load_sample_image
+
+    integer("side", side, at_least=1, at_most=427)
+    grey = load_sample_image("china.jpg") @ np.array([0.299, 0.587, 0.114])
+    top, left = (grey.shape[0] - side) // 2, (grey.shape[1] - side) // 2
+    grey = grey[top : top + side, left : left + side]
+    return grey - grey.mean()
+
+
+def characters(share: float = 0.9) -> tuple[Tensor, Tensor, list[str]]:
+    """Python's own language reference (``pydoc_data.topics``) as numbers of characters: training, held out, symbols.
+
+    Topics stand in the order of their names; the first ``share`` of the characters is for training.
+    """
+    from pydoc_data.topics import topics
+
+    text = "".join(topics[name] for name in sorted(topics))
+    symbols = sorted(set(text))
+    number_of = {symbol: i for i, symbol in enumerate(symbols)}
+    numbers = torch.tensor([number_of[symbol] for symbol in text])
+    cut = int(share * len(numbers))
+    return numbers[:cut], numbers[cut:], symbols
+
+
 CIFAR10 = (
     "cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",

@@ -1,0 +1,91 @@
+"""Populations of modules of one shape, trained as one batch: ``torch.func`` maps the model over the runs."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from lowdim.checks import ParameterError, integer, number
+
+
+class Ensemble:
+    """Models of one architecture with parameters ``(runs, ...)``, trained by AdamW; every run sees its own batch.
+
+    A step equals the steps of the runs one by one: gradients are clipped run by run, and the moments are elementwise.
+    The learning rate rises linearly over ``warmup`` of the steps and falls to zero along a cosine.
+
+    Args:
+        models: the runs; they are copied. All have the same modules and shapes.
+        loss: ``(outputs, targets) -> number`` for one run.
+        steps: length of the schedule.
+        lr: largest learning rate.
+        decay: AdamW's weight decay; only on matrices, and not on parameters whose name ends in one of ``undecayed``.
+        clip: largest norm of a run's gradient; None for no clipping.
+
+    Raises:
+        ParameterError: no model, or models that differ in their parameters.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], loss: Callable, steps: int, lr: float, *, warmup=0.1, decay=0.01, clip=1.0,
+        undecayed=("gains",), betas=(0.9, 0.99),
+    ):  # fmt: skip
+        shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
+        if not shapes or any(s != shapes[0] for s in shapes):
+            raise ParameterError(
+                f"an ensemble needs models with the same parameters, got {len(shapes)} that differ or none."
+            )
+        self.steps, self.lr = integer("steps", steps, at_least=1), number("lr", lr, above=0)
+        self.warmup, self.clip, self.taken = number("warmup", warmup, at_least=0, at_most=1), clip, 0
+        self.parameters, self.buffers = stack_module_state(list(models))
+        self._base, self._models = models[0], list(models)
+        rest = [p for name, p in self.parameters.items() if p.dim() < 3 or name.endswith(tuple(undecayed))]
+        matrices = [p for p in self.parameters.values() if all(p is not other for other in rest)]
+        groups = [dict(params=matrices, weight_decay=decay), dict(params=rest, weight_decay=0.0)]
+        self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, foreach=True)
+        one = lambda p, b, x, y: loss(functional_call(self._base, (p, b), (x,)), y)
+        self._losses = vmap(one, randomness="different")
+        self._outputs = vmap(lambda p, b, x: functional_call(self._base, (p, b), (x,)), in_dims=(0, 0, None))
+
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        rise = self.warmup * self.steps
+        if self.taken < rise:
+            return self.lr * (self.taken + 1) / rise
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (self.taken - rise) / max(1, self.steps - rise)))
+
+    def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """One step of all runs on batches ``(runs, ...)``; their losses before it, ``(runs,)``, without a sync."""
+        losses = self._losses(self.parameters, self.buffers, inputs, targets)
+        trained = [p for p in self.parameters.values() if p.requires_grad]
+        for p, g in zip(trained, torch.autograd.grad(losses.sum(), trained), strict=True):
+            p.grad = g
+        if self.clip is not None:
+            self._clip([p.grad for p in trained])
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate()
+        self._optimizer.step()
+        self.taken += 1
+        return losses.detach()
+
+    def _clip(self, gradients: list[Tensor]) -> None:
+        """Scale each run's gradient to norm ``clip`` where it is larger."""
+        squares = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]).square().sum(0)
+        factor = (self.clip / (squares.sqrt() + 1e-6)).clamp(max=1)
+        for g in gradients:
+            g.mul_(factor.view(-1, *[1] * (g.dim() - 1)))
+
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What every run makes of the same inputs, ``(runs, ...)``."""
+        return self._outputs(self.parameters, self.buffers, inputs)
+
+    def models(self) -> list[nn.Module]:
+        """The models passed in, with the trained parameters."""
+        for run, model in enumerate(self._models):
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    p.copy_(self.parameters[name][run])
+        return self._models

@@ -1,0 +1,341 @@
+"""Fitting structured matrices to given ones: BLAST by gradient descent, the other structures in closed form.
+
+A BLAST matrix with ``b x b`` blocks of rank ``r`` has the blocks ``A_ij = U_i diag(s_ij) V_j^T`` (Lee et al. 2024,
+NeurIPS, section 2). Batched over matrices; shapes here are ``u (runs, b, p, r)``, ``v (runs, b, q, r)`` and
+``s (runs, b, b, r)`` for matrices ``(runs, b p, b q)``. Nothing is ever inverted.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowdim.checks import ParameterError, choice, integer, number
+
+FORMS = ("paper", "released")
+CACHE_NUMBERS = 1 << 16  # numbers in a temporary that stays in a core's second-level cache
+GRAM_ROWS = 32  # blocks with at most so many rows: Gram matrices from the stacked factors rather than one by one
+CHOLESKY_RANK = 64  # measured: up to this rank Cholesky beats LU, beyond it LU is faster
+POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
+
+
+class BlastFactors(NamedTuple):
+    """Factors of BLAST matrices; any leading batch shape."""
+
+    u: Tensor  # (..., b, p, r)
+    v: Tensor  # (..., b, q, r)
+    s: Tensor  # (..., b, b, r)
+
+    def dense(self) -> Tensor:
+        """The matrices ``(..., b p, b q)``."""
+        left = self.u.unsqueeze(-3) * self.s.unsqueeze(-2)  # (..., i, j, p, r)
+        blocks = left @ self.v.unsqueeze(-4).mT  # (..., i, j, p, q)
+        return blocks.transpose(-3, -2).flatten(-4, -3).flatten(-2, -1)
+
+    def balanced(self) -> "BlastFactors":
+        """The same matrices with unit columns in every ``U_i`` and ``V_j``; their norms move into ``s``."""
+        tiny = torch.finfo(self.u.dtype).tiny
+        nu, nv = self.u.norm(dim=-2).clamp(min=tiny), self.v.norm(dim=-2).clamp(min=tiny)  # (..., b, r)
+        s = self.s * nu.unsqueeze(-2) * nv.unsqueeze(-3)
+        return BlastFactors(self.u / nu.unsqueeze(-2), self.v / nv.unsqueeze(-2), s)
+
+
+def check_blocks(rows: int, columns: int, blocks: int) -> int:
+    """The number of blocks along each side, if it divides both.
+
+    Raises:
+        ParameterError: it does not; the message names the numbers that do.
+    """
+    blocks, common = integer("blocks", blocks, at_least=1), math.gcd(rows, columns)
+    if common % blocks:
+        fine = ", ".join(str(k) for k in range(1, common + 1) if common % k == 0)
+        raise ParameterError(
+            f"blocks={blocks} does not divide a {rows} x {columns} matrix; numbers of blocks that do: {fine}."
+        )
+    return blocks
+
+
+def check_matrices(name: str, matrices: Tensor) -> Tensor:
+    """A floating-point tensor ``(..., rows, columns)`` with finite entries."""
+    if not torch.is_tensor(matrices) or matrices.dim() < 2 or not matrices.is_floating_point() or not matrices.numel():
+        shape = f"{matrices.dtype} {tuple(matrices.shape)}" if torch.is_tensor(matrices) else type(matrices).__name__
+        raise ParameterError(f"{name} must be a floating-point tensor (..., rows, columns), got {shape}.")
+    if not bool(torch.isfinite(matrices).all()):
+        raise ParameterError(f"{name} must have finite entries, got NaN or infinity.")
+    return matrices
+
+
+def blast_start(
+    runs: int, rows: int, columns: int, blocks: int, rank: int, generator, *, std=0.01, gains="uniform",
+    dtype=torch.float64,
+) -> BlastFactors:  # fmt: skip
+    """Random factors: ``U, V`` from ``N(0, std^2)``, ``s`` uniform on 0..1 or standard normal (``gains="normal"``)."""
+    blocks, rank = check_blocks(rows, columns, blocks), integer("rank", rank, at_least=1)
+    std, gains = number("std", std, above=0), choice("gains", gains, ("uniform", "normal"))
+    draw = dict(generator=generator, dtype=dtype, device=generator.device)
+    u = torch.randn(runs, blocks, rows // blocks, rank, **draw).mul_(std)
+    v = torch.randn(runs, blocks, columns // blocks, rank, **draw).mul_(std)
+    return BlastFactors(u, v, (torch.rand if gains == "uniform" else torch.randn)(runs, blocks, blocks, rank, **draw))
+
+
+class BlastDescent:
+    """Alternating gradient descent on ``1/2 ||A - A_hat||_F^2`` over ``U``, then ``V``, then ``s``.
+
+    The gradients are those of Lee et al. 2024, section 3, but no residual is formed for them: with the Gram matrices
+    ``G_i = sum_j (V_j^T V_j) o (s_ij s_ij^T)`` they are ``U_i G_i - sum_j (A_ij V_j) s_ij`` and so on, and the products
+    ``A_ij V_j`` serve two of the three. ``preconditioned=False`` divides each block's gradient by the largest
+    eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus
+    ``delta0 sqrt(loss)``, the loss being taken anew before each of the three.
+
+    Args:
+        matrices: ``(runs, rows, columns)``.
+        start: the factors to begin with; copied.
+        iterations: over which the step falls linearly from ``step[0]`` to ``step[1]``; constant afterwards.
+        step: two numbers, or ``(runs, 2)``.
+        delta0: one number, or one per run.
+        form: ``"paper"``, or ``"released"`` for the gradients of ``||A - A_hat||_F^2`` without the 1/2, as in the
+            authors' code: every step is doubled and the damping is ``sqrt(2)`` times as large.
+
+    Raises:
+        ParameterError: shapes that do not fit, or a value out of range.
+    """
+
+    run_dim = 0
+
+    def __init__(
+        self, matrices: Tensor, start: BlastFactors, iterations: int, *, preconditioned=True, step=(1.0, 0.0),
+        delta0=0.1, form="paper",
+    ):  # fmt: skip
+        check_matrices("matrices", matrices)
+        runs, b, p, r = start.u.shape
+        q = start.v.shape[-2]
+        if matrices.shape != (runs, b * p, b * q):
+            raise ParameterError(
+                f"matrices must be {(runs, b * p, b * q)}, as the factors, got {tuple(matrices.shape)}."
+            )
+        self.iterations = integer("iterations", iterations, at_least=1)
+        twice = 2.0 if choice("form", form, FORMS) == "released" else 1.0
+        per_run = lambda value: torch.as_tensor(value, dtype=matrices.dtype, device=matrices.device)
+        self._step = (per_run(step) * twice).expand(runs, 2)
+        self._delta0 = (per_run(delta0) * math.sqrt(twice)).expand(runs)
+        self.preconditioned, self._buffers = preconditioned, {}
+        self.u, self.v, self.s = (factor.clone() for factor in start)
+        self._rows = matrices.reshape(runs, b, p, b * q)  # block row i
+        self._columns = matrices.reshape(runs, b * p, b, q).transpose(1, 2).contiguous()  # block column j
+        self._sizes = matrices.square().sum((-2, -1))
+        self._time, self._loss = torch.zeros_like(self._sizes), self._exact_loss(slice(0, runs))
+        self._slices = list(_pieces(runs, CACHE_NUMBERS // (b * b * max(p, q) * r)))
+        if not preconditioned:
+            self._tops = [torch.ones_like(self.s[:, 0]), torch.ones_like(self.s[:, 0]), torch.ones_like(self.s)]
+
+    @property
+    def state(self) -> list[Tensor]:
+        return [self.u, self.v, self.s, self._loss, self._time]
+
+    def factors(self) -> BlastFactors:
+        """The present factors (views)."""
+        return BlastFactors(self.u, self.v, self.s)
+
+    def loss(self) -> Tensor:
+        """``1/2 ||A - A_hat||_F^2`` of each run, from the residual itself, ``(runs,)``."""
+        return self._loss
+
+    def error(self) -> Tensor:
+        """``||A - A_hat||_F / ||A||_F``, ``(runs,)``."""
+        return (2 * self._loss / self._sizes).sqrt()
+
+    def step(self) -> None:
+        """One iteration of every run, in place; a few runs at a time, so that temporaries stay in the cache."""
+        for runs in self._slices:
+            share = (1 - self._time[runs] / self.iterations).clamp(min=0)
+            eta = self._step[runs, 1] + share * (self._step[runs, 0] - self._step[runs, 1])
+            loss = self._loss[runs].clone()
+            self._step_u(runs, eta, loss)
+            self._step_v(runs, eta, loss)
+            self._step_s(runs, eta, loss)
+            self._loss[runs] = self._exact_loss(runs)
+        self._time += 1
+
+    def _step_u(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
+        u, v, s, rows = self.u[runs], self.v[runs], self.s[runs], self._rows[runs]
+        gram, pull, products = v.new_empty(*s.shape[:2], s.shape[3], s.shape[3]), torch.empty_like(u), v.mT @ v
+        for i, stacked in self._stacks(v, s):  # V_bar_i = stack_j V_j diag(s_ij)
+            self._gram(gram[:, i], stacked, products, s[:, i])
+            torch.matmul(rows[:, i], stacked, out=pull[:, i])  # A_i: V_bar_i
+        self._move(runs, 0, u, gram, u @ gram - pull, eta, loss)
+
+    def _step_v(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
+        u, v, s = self.u[runs], self.v[runs], self.s[runs].transpose(1, 2)
+        gram, products = v.new_empty(*s.shape[:2], s.shape[3], s.shape[3]), u.mT @ u
+        for j, stacked in self._stacks(u, s):  # U_bar_j = stack_i U_i diag(s_ij)
+            self._gram(gram[:, j], stacked, products, s[:, j])
+        self._au = torch.matmul(
+            self._rows[runs].mT, u, out=self._room("au", *self._rows[runs].mT.shape[:3], u.shape[3])
+        )
+        self._au = self._au.unflatten(2, v.shape[1:3])  # A_ij^T U_i, (runs, i, j, q, r): for the gains too
+        pull = torch.zeros_like(v)
+        for i in range(s.shape[2]):
+            pull.addcmul_(self._au[:, i], s[:, :, i, None])
+        self._move(runs, 1, v, gram, v @ gram - pull, eta, loss)
+
+    def _move(self, runs, which: int, factor: Tensor, gram: Tensor, gradient: Tensor, eta, loss) -> None:
+        """Step one of the two outer factors ``(runs, b, p, r)`` and bring its loss up to date; ``gram`` is used up."""
+        delta = torch.zeros_like(loss)
+        if self.preconditioned:
+            delta = self._damping(runs, loss)
+            gram.diagonal(dim1=-2, dim2=-1).add_(delta[:, None, None])
+            change = _solve(gram, gradient.mT).mT
+        else:
+            change = gradient / self._largest(which, runs, gram)[..., None, None]
+        change = change.mul_(-eta.view(-1, 1, 1, 1))
+        # the loss is quadratic in the factor: no residual is needed, and nothing cancels against ||A||^2
+        bend = change @ gram - delta.view(-1, 1, 1, 1) * change
+        loss += (change * (gradient + 0.5 * bend)).sum((-3, -2, -1))
+        factor += change
+
+    def _step_s(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
+        u, v, s = self.u[runs], self.v[runs], self.s[runs]
+        gu, gv, eta = u.mT @ u, v.mT @ v, eta.view(-1, 1, 1, 1)
+        delta = self._damping(runs, loss)[:, None, None, None]
+        b, r = s.shape[-2:]
+        fit = max(1, CACHE_NUMBERS // (len(u) * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
+        for i in _pieces(b, max(1, fit // b)):
+            for j in _pieces(b, min(b, fit)):
+                # W_ij = (U_i^T U_i) o (V_j^T V_j), (runs, i, j, r, r)
+                w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", len(u), i, j, r, r))
+                change = (w @ s[:, i, j, :, None]).squeeze(-1)
+                change -= (self._au[:, i, j] * v[:, None, j]).sum(-2)  # diag(U_i^T A_ij V_j)
+                if self.preconditioned:
+                    w.diagonal(dim1=-2, dim2=-1).add_(delta)
+                    change = _solve(w, change.unsqueeze(-1)).squeeze(-1)
+                else:
+                    change /= self._largest(2, runs, w, i, j)[..., None]
+                s[:, i, j] -= eta * change
+
+    def _damping(self, runs: slice, loss: Tensor) -> Tensor:
+        return self._delta0[runs] * loss.clamp(min=0).sqrt()
+
+    def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice) -> Tensor:
+        """The largest eigenvalue of Gram matrices: power iteration from the last vectors, plus its residual's norm."""
+        vectors = self._tops[which][(runs, *rows)]
+        x = vectors.unsqueeze(-1)
+        for _ in range(POWER_STEPS):
+            x = gram @ (x / x.norm(dim=-2, keepdim=True))
+        unit = x / x.norm(dim=-2, keepdim=True)
+        image = gram @ unit
+        value = (unit * image).sum(-2, keepdim=True)
+        vectors.copy_(unit.squeeze(-1))
+        return (value + (image - value * unit).norm(dim=-2, keepdim=True)).flatten(-3)
+
+    def _exact_loss(self, runs: slice) -> Tensor:
+        u, rows, total = self.u[runs], self._rows[runs], torch.zeros_like(self._sizes[runs])
+        for i, stacked in self._stacks(self.v[runs], self.s[runs]):
+            residual = torch.matmul(u[:, i], stacked.mT, out=self._room("residual", *rows[:, i].shape))
+            total += residual.sub_(rows[:, i]).square_().sum((-3, -2, -1))
+        return 0.5 * total
+
+    def _stacks(self, factor: Tensor, s: Tensor):
+        """``stack_j F_j diag(s_ij)`` for a few ``i`` at a time: factor ``(runs, j, q, r)``, s ``(runs, i, j, r)``."""
+        for i in _pieces(s.shape[1], CACHE_NUMBERS // factor.numel()):
+            room = self._room("stack", *s[:, i].shape[:3], *factor.shape[-2:])
+            yield i, torch.mul(factor[:, None], s[:, i, :, None], out=room).flatten(2, 3)
+
+    def _gram(self, out: Tensor, stacked: Tensor, products: Tensor, s: Tensor) -> None:
+        """``sum_j (F_j^T F_j) o (s_ij s_ij^T)``: from the stacks or, for tall blocks, from ``F_j^T F_j``."""
+        if stacked.shape[2] <= GRAM_ROWS * s.shape[2]:
+            torch.matmul(stacked.mT, stacked, out=out)
+            return
+        out.zero_()
+        for j in range(s.shape[2]):
+            rows = torch.mul(products[:, None, j], s[:, :, j, :, None], out=self._room("rows", *out.shape))
+            out.addcmul_(rows, s[:, :, j, None, :])
+
+    def _room(self, name: str, *shape) -> Tensor:
+        """A buffer of this shape; a slice stands for its length. The system takes long to hand out large new ones."""
+        shape = [n if isinstance(n, int) else n.stop - n.start for n in shape]
+        numbers = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < numbers:
+            self._buffers[name] = self.u.new_empty(numbers)
+        return self._buffers[name][:numbers].view(shape)
+
+
+def _pieces(total: int, width: int):
+    """Slices of at most ``width`` (at least 1) that cover ``0..total``."""
+    width = max(1, width)
+    return (slice(first, min(first + width, total)) for first in range(0, total, width))
+
+
+def _solve(gram: Tensor, right: Tensor) -> Tensor:
+    """``gram^-1 right`` for symmetric positive definite matrices ``(..., r, r)``, by elimination; no check, no sync."""
+    if gram.shape[-1] > CHOLESKY_RANK:
+        return torch.linalg.solve_ex(gram, right)[0]
+    lower = torch.linalg.cholesky_ex(gram)[0]
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+
+
+def factorize(
+    weights: Tensor, blocks: int, rank: int, *, iterations=100, form="released", delta0=0.1, column_scale=None,
+    generator=None,
+) -> tuple[BlastFactors, Tensor]:  # fmt: skip
+    """BLAST factors of weights ``(runs, rows, columns)``, as the authors fit them, and relative errors ``(runs,)``.
+
+    Each matrix is divided by its standard deviation first, since the damping has its units; columns of ``U`` and ``V``
+    end with unit norm, all else is in ``s``. Starts from ``U, V ~ N(0, 1e-6 / rank)``, ``s ~ N(0, 1)``.
+
+    Args:
+        iterations: preconditioned steps, from 1 (``form="paper"``) or 2 (``"released"``) linearly down to 0.
+        column_scale: ``(columns,)`` or ``(runs, columns)`` weights of the columns' errors, all > 0: with the root mean
+            square of each input feature the error that counts is the one that the layer's output sees.
+        generator: on the device of ``weights``; by default one with seed 0.
+
+    Raises:
+        ParameterError: blocks that do not divide the sizes, a value out of range, or entries that are not finite.
+    """
+    check_matrices("weights", weights)
+    runs, rows, columns = weights.shape
+    work = weights if weights.dtype == torch.float64 else weights.float()  # half precision cannot be factorized
+    if column_scale is not None:
+        column_scale = check_matrices("column_scale", column_scale.expand(runs, columns)).to(work)
+        if bool((column_scale <= 0).any()):
+            raise ParameterError("column_scale must be > 0 in every column.")
+        work = work * column_scale[:, None]
+    size = work.std((-2, -1), keepdim=True).clamp(min=torch.finfo(work.dtype).tiny)
+    generator = torch.Generator(work.device).manual_seed(0) if generator is None else generator
+    rank = integer("rank", rank, at_least=1)
+    start = blast_start(runs, rows, columns, blocks, rank, generator, std=1e-3 / math.sqrt(rank), gains="normal",
+                        dtype=work.dtype)  # fmt: skip
+    descent = BlastDescent(work / size, start, iterations, form=form, delta0=delta0)
+    for _ in range(iterations):
+        descent.step()
+    u, v, s = descent.factors()
+    if column_scale is not None:
+        v = v / column_scale.unflatten(-1, (blocks, -1))[..., None]
+    factors = BlastFactors(u, v, s * size.unsqueeze(-1)).balanced()
+    errors = (factors.dense() - weights).norm(dim=(-2, -1)) / weights.norm(dim=(-2, -1))
+    return BlastFactors(*(factor.to(weights.dtype) for factor in factors)), errors
+
+
+def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Best approximations of ``(..., rows, columns)``: ``(..., rows, rank)``, ``(..., rank, columns)``, equal norms."""
+    rank = integer("rank", rank, at_least=1, at_most=min(matrices.shape[-2:]))
+    wide = matrices if matrices.dtype == torch.float64 else matrices.float()
+    u, sigma, vt = torch.linalg.svd(wide, full_matrices=False)
+    root = sigma[..., :rank].sqrt()
+    left, right = u[..., :rank] * root[..., None, :], root[..., None] * vt[..., :rank, :]
+    return left.to(matrices.dtype), right.to(matrices.dtype)
+
+
+def block_low_rank(matrices: Tensor, blocks: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Best approximation of every block of ``(..., rows, columns)``: ``(..., b, p, b rank)``, ``(..., b, q, b rank)``.
+
+    The rank columns that belong to block ``(i, j)`` are columns ``j rank ...`` of ``left[i]`` and ``i rank ...`` of
+    ``right[j]``.
+    """
+    check_blocks(*matrices.shape[-2:], blocks)
+    cut = matrices.unflatten(-1, (blocks, -1)).unflatten(-3, (blocks, -1)).transpose(-3, -2)  # (..., i, j, p, q)
+    left, right = low_rank(cut, rank)
+    left = left.transpose(-3, -2).flatten(-2)  # (..., i, p, j rank)
+    right = right.permute(*range(right.dim() - 4), -3, -1, -4, -2).flatten(-2)  # (..., j, q, i rank)
+    return left, right
