@@ -8,6 +8,7 @@ The first axis of every batch is the samples.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,6 +154,23 @@ class LatentDiffusion:
             noise = self.noise(z, int(levels.times[i]))
             z = ddim(tweedie(z, noise, float(levels.abar[i])), noise, float(levels.before[i]))
         return z
+
+
+def mean_uncertainty(model: LatentDiffusion, latents: Tensor, random: torch.Generator, points: int = 20) -> Callable:
+    """``v_t`` of a trained model: the mean square error a dimension of its estimates of ``latents``, between levels.
+
+    Returns:
+        ``v(abar, z)``, interpolated in ``abar``; ``z`` does not matter (it does for an exact score).
+    """
+    times = torch.linspace(0, len(model.schedule.abar) - 1, points).round().long().unique()
+    abar = model.schedule.abar[times]
+    errors = []
+    with torch.no_grad():
+        for time, level in zip(times.tolist(), abar.tolist(), strict=True):
+            z = add_noise(latents, level, normal(latents, random))
+            errors.append(float((tweedie(z, model.noise(z, time), level) - latents).square().mean()))
+    xs, ys = abar.flip(0).numpy(), torch.tensor(errors, dtype=torch.float64).flip(0).numpy()
+    return lambda level, z: float(np.interp(level, xs, ys))
 
 
 class GaussianMixture:

@@ -3,7 +3,7 @@
 The networks are plain ``nn.Module``; a batch is ``(samples, ...)``. On a GPU training uses bfloat16 autocast.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +141,7 @@ def initialise(model: nn.Module, random: torch.Generator) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             limit = module.weight[0].numel() ** -0.5
-            draw = torch.rand(module.weight.shape, generator=random, device=random.device)
+            draw = torch.rand(module.weight.shape, generator=random, device=random.device, dtype=module.weight.dtype)
             with torch.no_grad():
                 module.weight.copy_((2 * draw - 1) * limit)
                 if module.bias is not None:
@@ -149,7 +149,9 @@ def initialise(model: nn.Module, random: torch.Generator) -> nn.Module:
     return model
 
 
-def _fit(model: nn.Module, loss: Callable[[Tensor], Tensor], samples: int, steps: int, batch: int, rate: float, random) -> None:
+def _fit(
+    model: nn.Module, loss: Callable[[Tensor], Tensor], samples: int, steps: int, batch: int, rate: float, random
+) -> None:
     """AdamW with a cosine to zero; ``loss`` gets the numbers of the samples in the batch."""
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
@@ -209,13 +211,27 @@ def train_denoiser(model: nn.Module, latents: Tensor, schedule: Schedule, random
     return model
 
 
-def latent_diffusion(autoencoder: nn.Module, denoiser: nn.Module, schedule: Schedule, latent_shape, image_shape) -> LatentDiffusion:
+def latent_diffusion(
+    autoencoder: nn.Module, denoiser: nn.Module, schedule: Schedule, latent_shape, image_shape
+) -> LatentDiffusion:
     """The parts as one model; all samples of a batch share the time."""
     noise = lambda z, time: denoiser(z, torch.full((1,), time, device=z.device))
-    return LatentDiffusion(autoencoder.encode, autoencoder.decode, noise, schedule, tuple(latent_shape), tuple(image_shape))
+    return LatentDiffusion(
+        autoencoder.encode, autoencoder.decode, noise, schedule, tuple(latent_shape), tuple(image_shape)
+    )
 
 
-def psnr(images: Tensor, truth: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, ``(samples,)``, after clipping to the range of the pixels."""
-    error = (images.clamp(low, high) - truth).flatten(1).square().mean(1)
-    return 10 * torch.log10((high - low) ** 2 / error)
+def kept_for_gradient(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of ``forward``, beside the parameters: a count, not a timing."""
+    owned, kept = {p.untyped_storage().data_ptr() for p in parameters}, {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor), torch.enable_grad():
+        value = forward()
+    del value
+    return sum(kept.values())

@@ -76,19 +76,19 @@ class Inpainting(Operator):
         self.kept, self.image_shape = kept, tuple(image_shape)
         self.shape = (image_shape[0], kept.shape[-1])
 
-    def _index(self, samples: int) -> Tensor:
+    def _index(self, like: Tensor) -> Tensor:
         kept = self.kept if self.kept.ndim == 2 else self.kept[None]
-        return kept[:, None].expand(samples, *self.shape)
+        return kept[:, None].to(like.device).expand(len(like), *self.shape)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(2).gather(2, self._index(len(images)))
+        return images.flatten(2).gather(2, self._index(images))
 
     def adjoint(self, measured: Tensor) -> Tensor:
         flat = measured.new_zeros(len(measured), self.image_shape[0], self.image_shape[1] * self.image_shape[2])
-        return flat.scatter_add(2, self._index(len(measured)), measured).reshape(-1, *self.image_shape)
+        return flat.scatter_add(2, self._index(measured), measured).reshape(-1, *self.image_shape)
 
     def select(self, samples: Tensor) -> "Inpainting":
-        return self if self.kept.ndim == 1 else Inpainting(self.kept[samples], self.image_shape)
+        return self if self.kept.ndim == 1 else Inpainting(self.kept.to(samples.device)[samples], self.image_shape)
 
 
 def random_inpainting(

@@ -125,7 +125,9 @@ class ReSample:
 
     def is_hard(self, index: int) -> bool:
         """Whether this step of the grid (0 is the cleanest) optimises."""
-        return bool(self.every) and index > 0 and index % self.every == 0 and index <= round(self.steps * (1 - self.rest))
+        return (
+            bool(self.every) and index > 0 and index % self.every == 0 and index <= round(self.steps * (1 - self.rest))
+        )
 
     def stage(self, index: int) -> str:
         """``"pixel"`` or ``"latent"``."""
