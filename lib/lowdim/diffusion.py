@@ -70,7 +70,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Levels:
-    """The grid of a sampler, from the cleanest to the noisiest: step ``i`` goes from ``abar[i]`` to ``before[i]``; the last one ends at 1."""
+    """The grid of a sampler, from the cleanest to the noisiest: step ``i`` goes from ``abar[i]`` to ``before[i]``.
+
+    The last step ends at 1, the estimate of ``z_0`` itself.
+    """
 
     times: Tensor
     abar: Tensor
@@ -92,7 +95,7 @@ def tweedie(z: Tensor, noise: Tensor, abar: float) -> Tensor:
 
 
 def tweedie_covariance(hessian: Tensor, abar: float) -> Tensor:
-    """The covariance of ``z_0`` given ``z_t`` (ReSample, Theorem 2), from the Hessian of ``log p_t`` ``(samples, d, d)``."""
+    """Covariance of ``z_0`` given ``z_t`` from the Hessian of ``log p_t``, ``(samples, d, d)`` (ReSample, Theorem 2)."""
     eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
     return (1 - abar) ** 2 / abar * hessian + (1 - abar) / abar * eye
 
@@ -199,7 +202,7 @@ class GaussianMixture:
         self.weights, self.means, self.schedule = weights / weights.sum(), means, schedule
 
     def _parts(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Responsibilities ``(samples, modes)``, ``-C^{-1}(z - m)`` ``(samples, modes, d)``, log density ``(samples,)``."""
+        """Responsibilities ``(samples, modes)``, ``-C^{-1}(z - m)`` a mode, log density ``(samples,)``."""
         variance = abar * self.spread + 1 - abar  # of each mode along its axes
         along = torch.einsum("mij,nmi->nmj", self.axes, z[:, None] - abar**0.5 * self.means)
         logs = self.weights.log() - 0.5 * ((along**2 / variance) + (2 * torch.pi * variance).log()).sum(-1)
@@ -229,11 +232,12 @@ class GaussianMixture:
         return outer - torch.einsum("nm,mij->nij", share, precision) - mean[:, :, None] * mean[:, None]
 
     def posterior(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor]:
-        """Mean ``(samples, d)`` and covariance ``(samples, d, d)`` of ``z_0`` given ``z_t = z``, by Bayes' rule a mode."""
+        """Mean ``(samples, d)`` and covariance ``(samples, d, d)`` of ``z_0`` given ``z_t``: Bayes' rule, mode by mode."""
         share, pull, _ = self._parts(z, abar)
         cov = (self.axes * self.spread[:, None]) @ self.axes.mT
-        gain = abar**0.5 * torch.einsum("mij,nmj->nmi", cov, pull)  # abar^(1/2) S C^-1 (m - z), minus the sign of pull
-        means = self.means + gain
+        means = self.means - abar**0.5 * torch.einsum(
+            "mij,nmj->nmi", cov, pull
+        )  # m + abar^(1/2) S C^-1 (z - abar^(1/2) m)
         inside = (self.axes * (self.spread * (1 - abar) / (abar * self.spread + 1 - abar))[:, None]) @ self.axes.mT
         mean = (share[..., None] * means).sum(1)
         apart = means - mean[:, None]

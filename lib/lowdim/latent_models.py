@@ -4,9 +4,10 @@ The networks are plain ``nn.Module``; a batch is ``(samples, ...)``. On a GPU tr
 """
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from lowdim.checks import ParameterError, integer
@@ -23,7 +24,7 @@ def embedding(times: Tensor, size: int, longest: float = 1000.0) -> Tensor:
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with SiLU between them."""
     layers = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -58,10 +59,17 @@ class ConvAutoencoder(nn.Module):
         super().__init__()
         down, up = dict(kernel_size=4, stride=2, padding=1), dict(scale_factor=2)
         same = lambda a, b: nn.Conv2d(a, b, 3, padding=1)
-        self.encode = nn.Sequential(nn.Conv2d(channels, width, **down), nn.SiLU(), nn.Conv2d(width, 2 * width, **down),
-                                    nn.SiLU(), same(2 * width, latent_channels))  # fmt: skip
-        self.decode = nn.Sequential(same(latent_channels, 2 * width), nn.SiLU(), nn.Upsample(**up), same(2 * width, width),
-                                    nn.SiLU(), nn.Upsample(**up), same(width, width), nn.SiLU(), same(width, channels))  # fmt: skip
+        self.encode = nn.Sequential(
+            nn.Conv2d(channels, width, **down), nn.SiLU(),
+            nn.Conv2d(width, 2 * width, **down), nn.SiLU(),
+            same(2 * width, latent_channels),
+        )  # fmt: skip
+        self.decode = nn.Sequential(
+            same(latent_channels, 2 * width), nn.SiLU(),
+            nn.Upsample(**up), same(2 * width, width), nn.SiLU(),
+            nn.Upsample(**up), same(width, width), nn.SiLU(),
+            same(width, channels),
+        )  # fmt: skip
 
 
 class ResidualMLP(nn.Module):
@@ -137,7 +145,7 @@ class UNet(nn.Module):
 
 
 def initialise(model: nn.Module, random: torch.Generator) -> nn.Module:
-    """Draw all weights again from a generator (uniform, variance 1/(3 fan-in); biases zero), so that no global seed counts."""
+    """Draw all weights from a generator (uniform, variance 1/(3 fan-in); biases zero): no global seed counts."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             limit = module.weight[0].numel() ** -0.5

@@ -18,7 +18,7 @@ Uncertainty = Callable[[float, Tensor], Tensor | float]
 
 
 def resampling_variance(abar: float, before: float, gamma: float, formula: str = "code") -> float:
-    """``sigma_t^2``, how far the DDIM iterate is trusted (smaller: more), at the level ``before`` reached from ``abar``.
+    """``sigma_t^2`` at the level ``before`` that a step from ``abar`` reached: smaller trusts the DDIM iterate more.
 
     Args:
         formula: ``"code"``, ``gamma (1 - before) / (1 - abar) (1 - abar / before)``, as released; ``"paper"`` divides
@@ -39,6 +39,12 @@ def resampling_moments(clean: Tensor, z: Tensor, abar: float, variance) -> tuple
     variance = torch.as_tensor(variance, dtype=z.dtype, device=z.device)
     total = variance + 1 - abar
     return (variance * abar**0.5 * clean + (1 - abar) * z) / total, variance * (1 - abar) / total
+
+
+def resample(clean: Tensor, z: Tensor, abar: float, variance, fresh: Tensor) -> Tensor:
+    """Stochastic resampling: a sample of ``resampling_moments``, from standard normal numbers ``fresh``."""
+    mean, variance = resampling_moments(clean, z, abar, variance)
+    return mean + variance.sqrt() * fresh
 
 
 @dataclass(frozen=True)
@@ -352,5 +358,4 @@ class _Run:
         else:
             above = float(levels.abar[moment.index])
             variance = resampling_variance(above, abar, method.gamma, method.formula)
-        mean, variance = resampling_moments(clean, moment.moved, abar, variance)
-        return mean + variance.sqrt() * fresh
+        return resample(clean, moment.moved, abar, variance, fresh)

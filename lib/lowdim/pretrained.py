@@ -17,7 +17,7 @@ def adapt(unet: nn.Module, vqvae: nn.Module, scheduler, side: int = 256) -> Late
     Args:
         unet: ``unet(z, time).sample`` predicts the noise; ``unet.config`` has ``in_channels`` and ``sample_size``.
         vqvae: ``encode(x).latents`` and ``decode(z, force_not_quantize=True).sample``: the continuous latent is used,
-            because the quantiser has no gradient. Latents are multiplied by ``config.scaling_factor`` where there is one.
+            because the quantiser has no gradient. Latents are multiplied by ``config.scaling_factor``, if any.
         scheduler: has ``alphas_cumprod``.
         side: of the images.
 
@@ -57,7 +57,8 @@ def load(name: str = CELEBAHQ, device: torch.device | str = "cpu") -> LatentDiff
         scheduler = DDIMScheduler.from_pretrained(name, subfolder="scheduler")
     except OSError as error:
         raise DataError(
-            f"the weights of {name} are neither in diffusers' cache nor to be had from the hub: connect once, or copy the cache."
+            f"the weights of {name} are neither in diffusers' cache nor to be had from the hub: "
+            "connect once, or copy the cache."
         ) from error
     return adapt(unet, vqvae, scheduler)
 
@@ -73,4 +74,4 @@ def images(folder: str, count: int, side: int = 256) -> Tensor:
     if len(paths) < count:
         raise DataError(f"{count} pictures (.png or .jpg) are needed in {place}, found {len(paths)}: copy them there.")
     squares = [ImageOps.fit(Image.open(path).convert("RGB"), (side, side), Image.Resampling.BICUBIC) for path in paths]
-    return torch.stack([torch.as_tensor(np.asarray(s)).permute(2, 0, 1) for s in squares]).float() / 127.5 - 1
+    return torch.stack([torch.from_numpy(np.array(s)).permute(2, 0, 1) for s in squares]).float() / 127.5 - 1

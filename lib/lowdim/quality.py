@@ -25,7 +25,8 @@ def psnr(images: Tensor, truth: Tensor, low: float = -1.0, high: float = 1.0) ->
 
 def nearest_distance(samples: Tensor, data: Tensor) -> Tensor:
     """Euclidean distance from each sample to the nearest point of the data, ``(samples,)``."""
-    return torch.cdist(samples.flatten(1), data.flatten(1)).amin(1)
+    exact = "donot_use_mm_for_euclid_dist"  # matrix products would round small distances away
+    return torch.cdist(samples.flatten(1), data.flatten(1), compute_mode=exact).amin(1)
 
 
 def sliced_wasserstein(samples: Tensor, reference: Tensor, directions: int = 32) -> Tensor:
