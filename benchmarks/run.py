@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import descent
+import sampling
 import spectra
 import timing
 import torch
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "scalars": descent.scalars,
     "sensing": descent.sensing,
     "hessian": spectra.hessian,
+    "digits": sampling.digits,
     "layouts": descent.layouts,
     "growth": descent.growth,
 }

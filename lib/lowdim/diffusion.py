@@ -95,7 +95,7 @@ def tweedie(z: Tensor, noise: Tensor, abar: float) -> Tensor:
 
 
 def tweedie_covariance(hessian: Tensor, abar: float) -> Tensor:
-    """Covariance of ``z_0`` given ``z_t`` from the Hessian of ``log p_t``, ``(samples, d, d)`` (ReSample, Theorem 2)."""
+    """Covariance of ``z_0`` given ``z_t`` from the Hessian of ``log p_t``, ``(samples, d, d)`` (Theorem 2)."""
     eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
     return (1 - abar) ** 2 / abar * hessian + (1 - abar) / abar * eye
 
@@ -232,7 +232,7 @@ class GaussianMixture:
         return outer - torch.einsum("nm,mij->nij", share, precision) - mean[:, :, None] * mean[:, None]
 
     def posterior(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor]:
-        """Mean ``(samples, d)`` and covariance ``(samples, d, d)`` of ``z_0`` given ``z_t``: Bayes' rule, mode by mode."""
+        """Mean ``(samples, d)`` and covariance ``(samples, d, d)`` of ``z_0`` given ``z_t``, by Bayes' rule."""
         share, pull, _ = self._parts(z, abar)
         cov = (self.axes * self.spread[:, None]) @ self.axes.mT
         means = self.means - abar**0.5 * torch.einsum(

@@ -3,6 +3,7 @@
 The networks are plain ``nn.Module``; a batch is ``(samples, ...)``. On a GPU training uses bfloat16 autocast.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
@@ -157,22 +158,30 @@ def initialise(model: nn.Module, random: torch.Generator) -> nn.Module:
     return model
 
 
-def _fit(
-    model: nn.Module, loss: Callable[[Tensor], Tensor], samples: int, steps: int, batch: int, rate: float, random
-) -> None:
-    """AdamW with a cosine to zero; ``loss`` gets the numbers of the samples in the batch."""
-    device = next(model.parameters()).device
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    picks = torch.randint(samples, (steps, batch), generator=random).to(device)
-    for pick in picks:
+def _fit(model: nn.Module, loss: Callable, samples: int, steps: int, batch: int, rate: float, random) -> None:
+    """AdamW (weight decay 0.01) with a cosine to zero; ``loss`` gets the numbers of the samples in the batch.
+
+    All parameters and gradients live in two flat vectors, so that a step is a handful of operations however many layers
+    there are. torch.optim does the same job, but its first step imports a compiler for seconds.
+    """
+    parameters = list(model.parameters())
+    device, sizes = parameters[0].device, [p.numel() for p in parameters]
+    flat = torch.cat([p.detach().flatten() for p in parameters])
+    slope, first, second = torch.zeros_like(flat), torch.zeros_like(flat), torch.zeros_like(flat)
+    for p, value, gradient in zip(parameters, flat.split(sizes), slope.split(sizes), strict=True):
+        p.data, p.grad = value.view_as(p), gradient.view_as(p)
+    for k, pick in enumerate(torch.randint(samples, (steps, batch), generator=random).to(device)):
+        slope.zero_()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             value = loss(pick)
-        optimiser.zero_grad()
         value.backward()
-        optimiser.step()
-        schedule.step()
+        now = rate * (1 + math.cos(math.pi * k / steps)) / 2
+        first.lerp_(slope, 0.1), second.mul_(0.999).addcmul_(slope, slope, value=0.001)
+        size = (second / (1 - 0.999 ** (k + 1))).sqrt_().add_(1e-8)
+        flat.mul_(1 - 0.01 * now).addcdiv_(first, size, value=-now / (1 - 0.9 ** (k + 1)))
     model.eval().requires_grad_(False)
+    for p in parameters:
+        p.grad = None
 
 
 def train_autoencoder(model: Autoencoder, images: Tensor, random: torch.Generator, steps: int = 1500, batch: int = 128,

@@ -92,7 +92,7 @@ class ReSample:
         rest: share of the steps, the noisiest, without hard steps.
         stages: ``"both"`` (pixels in the middle third, latents in the last), ``"pixel"`` or ``"latent"``.
         renoise: ``"resample"``, ``"encode"`` (fresh noise), ``"deterministic"`` (the predicted noise) or ``"none"``.
-        formula: of the resampling variance: ``"code"``, ``"paper"``, or ``"theorem"``, ``abar_t v_t`` without ``gamma``.
+        formula: of the resampling variance: ``"code"``, ``"paper"`` or ``"theorem"`` (``abar_t v_t``, no ``gamma``).
         gamma: its factor.
         tolerance: an optimisation of a sample ends when the root mean square of its residual is at most this;
             ``"noise"`` for the noise level.

@@ -198,7 +198,16 @@ BAD_RECOVERY = [
     (["-p", "L", "1"], "L must be a whole number >= 2 and <= 10, got 1"),
     (["-p", "lr", "400"], "(step size 2400 for the averaged loss; try a smaller lr) diverged at step"),
 ]
+BAD_RESAMPLE = [
+    (["-p", "sigma", "0"], "sigma must be a finite number > 0, got 0"),
+    (["-p", "steps", "5"], "steps must be a whole number >= 30 and <= 999, got 5"),
+    (["-p", "every", "40"], "every must be a whole number >= 1 and <= 25, got 40"),
+    (["-p", "formula", "mine"], "formula must be one of 'code', 'paper', got 'mine'"),
+    (["-p", "digits", "500"], "digits must be a whole number >= 4 and <= 197, got 500"),
+    (["-p", "gamma", "-1"], "gamma must be a finite number > 0, got -1"),
+]
 CASES = [("edge-of-stability", *case) for case in BAD] + [("dln-compression", *case) for case in BAD_RECOVERY]
+CASES += [("resample", *case) for case in BAD_RESAMPLE]
 
 
 @pytest.mark.parametrize(("slug", "arguments", "words"), CASES, ids=[f"{c[0]} {' '.join(c[1])}" for c in CASES])
