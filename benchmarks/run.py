@@ -16,6 +16,7 @@ import descent
 import factors
 import phases
 import predictors
+import sampling
 import spectra
 import structured
 import timing
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "phases-sweep": phases.sweep,
     "phases-large": phases.large,
     "phases-frames": phases.frames,
+    "digits": sampling.digits,
     "layouts": descent.layouts,
     "cp-predictors": predictors.cp_fits,
     "blast-factorization": structured.factorization,
