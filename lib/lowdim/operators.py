@@ -8,7 +8,7 @@ them, but pulls in a training framework, and needs no less code to be batched ov
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
+import torch.nn.functional as F
 from torch import Tensor
 
 from lowdim.checks import ParameterError, integer, number
