@@ -109,10 +109,11 @@ def test_results_follow_the_schema(chapter):
 
 
 @each_chapter
-def test_run_time_and_memory_are_within_the_budget(chapter):
+def test_memory_is_within_the_budget_and_nothing_hangs(chapter):
+    """Seconds belong to a machine and its neighbours; benchmarks/chapters.py measures them."""
     results = results_of(chapter)
-    assert results["runtime_s"] < 120, "the budget is 30 s on a quiet machine; CI may be four times slower"
     assert results["peak_memory_mb"] <= 1500
+    assert 0 < results["runtime_s"] < 600
 
 
 @each_chapter
