@@ -2,6 +2,8 @@
 
 import functools
 import http.server
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from chapters import ROOT, all_chapters
 from make_pdf import documents
+from pypdf import PdfReader
 
 SITE = ROOT / "_build/html"
 CHAPTERS = [f"{chapter.docname}.html" for chapter in all_chapters()]
@@ -202,3 +205,16 @@ def test_accessibility(browser, address, page, scheme):
         found = view.page.evaluate(f"axe.run('article', {options})")["violations"]
         serious = [f"{v['id']}: {v['nodes'][0]['html'][:150]}" for v in found if v["impact"] in ("serious", "critical")]
         assert serious == []
+
+
+def test_pages_print_to_one_pdf_with_an_outline(browser, tmp_path):
+    command = [sys.executable, ROOT / "tools/make_pdf.py", "--out", tmp_path / "book.pdf"]
+    pages = ["book/notation", "book/how-this-book-works"]
+    done = subprocess.run([*command, *pages], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    book = PdfReader(tmp_path / "book.pdf")
+    assert [item.title for item in book.outline] == ["Notation", "How this book works"]
+    assert "sharpness" in "".join(page.extract_text() for page in book.pages)
+    done = subprocess.run([*command, "book/nothing"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("unknown page 'book/nothing'; the pages are book/index, ")
