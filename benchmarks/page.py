@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from chapters import ROOT, all_chapters
+from make_pdf import BROWSERS
 from playwright.sync_api import sync_playwright
 
 SITE = ROOT / "_build" / "html"
@@ -45,9 +46,8 @@ def main() -> None:
         sys.exit("There is no site to measure: run `make book` first.")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     with sync_playwright() as playwright:
-        path = next(filter(None, map(shutil.which, names)), None)
+        path = next(filter(None, map(shutil.which, BROWSERS)), None)
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         for chapter in all_chapters():
             seconds = paints(browser, f"http://127.0.0.1:{server.server_port}/{chapter.docname}.html")

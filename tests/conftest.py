@@ -10,11 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; kernels that nbva
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
-torch.set_num_threads(1)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from make_pdf import BROWSERS
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+torch.set_num_threads(1)
 
 
 @pytest.fixture
