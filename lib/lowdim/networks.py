@@ -205,11 +205,12 @@ class MatrixNetwork:
 
     def _move(self, layer: Tensor, pull: Tensor, prefix: Tensor, scale, l: int) -> None:
         """``W_l -= scale * pull prefix^T``; a scale of its own for every run goes on the smaller factor."""
-        if isinstance(scale, float):
+        if not isinstance(scale, float):
+            prefix, scale = torch.mul(prefix, scale, out=self._scaled[l][: len(prefix)]), 1.0
+        if layer.is_contiguous():
             layer.baddbmm_(pull, prefix.mT, alpha=-scale)
-        else:
-            scaled = torch.mul(prefix, scale, out=self._scaled[l][: len(prefix)])
-            layer.baddbmm_(pull, scaled.mT, alpha=-1)
+        else:  # stored by columns: a tall layer, whose transposed product is the faster one
+            layer.mT.baddbmm_(prefix, pull.mT, alpha=-scale)
 
     def narrow(self, runs: Tensor | None) -> list[Tensor]:
         """Go on with copies of these of the present runs, or return to all of them (``None``); the new state.
@@ -223,7 +224,7 @@ class MatrixNetwork:
             self.layers, self.problem, self.eta, self.scale, self.runs = self._whole
             self._whole = None
         else:
-            self.layers = [w.index_select(0, runs) for w in self.layers]
+            self.layers = [_kept(w, runs) for w in self.layers]
             self.problem, self.eta, self.runs = self.problem.select(runs), self.eta[runs], self.runs[runs]
             self.scale = [f if isinstance(f, float) else f[runs] for f in self.scale]
         if len(self.runs):
@@ -265,6 +266,11 @@ class PackedNetwork(MatrixNetwork):
         if isinstance(scale, float):
             return tensor if scale == 1.0 else torch.mul(tensor, scale, out=out)
         return torch.mul(tensor, scale.flatten(), out=out)
+
+
+def _kept(layer: Tensor, runs: Tensor) -> Tensor:
+    """Copies of some runs, stored as they were: by rows or by columns."""
+    return layer.index_select(0, runs) if layer.is_contiguous() else layer.mT.index_select(0, runs).mT
 
 
 def _runs_last(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 # Okabe and Ito's palette without yellow and black: apart for colour-blind readers, 3:1 or more on white and on dark.
 COLOURS = {
@@ -79,6 +80,11 @@ def band(ax: Axes, x, values, colour: str, label: str = "", **line) -> None:
 
 def png(figure: Figure, dark: bool = False, dpi: int = 160) -> bytes:
     """The figure as PNG bytes; ``dark=True`` swaps ink and paper and leaves the colours alone."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            if axis.get_scale() == "log" and high > 1e3 * low:  # over many decades they are a blur, and half the time
+                axis.set_minor_locator(NullLocator())
     buffer = io.BytesIO()
     with _inverted(figure) if dark else _unchanged():
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})

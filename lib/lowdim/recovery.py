@@ -108,8 +108,8 @@ class Sensing(Problem):
         if operators.dim() == 3:
             # a step uses the operators twice: in pieces that stay in the cache, the second use costs no reading
             rows = self._flat.shape[0] if operators.is_cuda else max(1, CACHE_BYTES // self._flat[0].nbytes)
-            y = measurements.view(-1, len(operators)).mT  # (m, runs or 1)
-            self._pieces = list(zip(self._flat.split(rows), y.split(rows), strict=True))
+            y = measurements.view(-1, len(operators))  # (runs or 1, m)
+            self._pieces = list(zip(self._flat.split(rows), y.split(rows, 1), strict=True))
 
     def fits(self, shape):
         runs, *size = shape
@@ -128,11 +128,11 @@ class Sensing(Problem):
         if self._flat.dim() == 3:
             residual = self.measure(product).sub_(self.measurements).unsqueeze(1)
             return torch.bmm(residual, self._flat, out=out.view(len(out), 1, -1)).view_as(out)
-        inputs = product.flatten(1).mT.clone(memory_format=torch.contiguous_format)  # out may be product
+        inputs = product.flatten(1).clone()  # out may be product
         total = out.view(len(out), -1).zero_()
         for operators, y in self._pieces:
-            residual = torch.addmm(y, operators, inputs, beta=-1)  # (piece, runs)
-            total.addmm_(residual.mT, operators)
+            residual = torch.addmm(y, inputs, operators.mT, beta=-1)  # (runs, piece): half the time of its transpose
+            total.addmm_(residual, operators)
         return out
 
     def loss(self, product: Tensor) -> Tensor:
@@ -250,7 +250,7 @@ def spectral_layers(surrogate: Tensor, rank: int | Tensor, depth: int, eps: floa
     first = (vh[:, :width] * used.unsqueeze(-1)).expand(runs, -1, -1)
     last = (u[..., :width] * used.unsqueeze(-2)).expand(runs, -1, -1)
     inner = [torch.diag_embed(used.expand(runs, width)).contiguous() for _ in range(depth - 2)]
-    return [first.contiguous(), *inner, last.contiguous()]
+    return [first.contiguous(), *inner, last.mT.contiguous().mT]  # the tall one by columns: see MatrixNetwork._move
 
 
 def padded(layers: Sequence[Tensor], width: int) -> list[Tensor]:
