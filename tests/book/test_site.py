@@ -83,6 +83,14 @@ def test_the_colab_button_leads_to_a_notebook_that_is_there(chapter):
     assert (SITE / found[1]).exists()
 
 
+def test_binder_installs_the_pins_of_the_build_and_the_library_at_its_commit():
+    lines = (SITE / "binder/requirements.txt").read_text().splitlines()
+    pins = (ROOT / "requirements.txt").read_text().splitlines()
+    assert "torch==2.13.0" in lines
+    assert all(line in pins for line in lines[:-2])
+    assert re.fullmatch(r"lowdim @ git\+https://\S+@([0-9a-f]{40}|main)", lines[-1])
+
+
 @each_chapter
 def test_the_published_notebook_is_plain(chapter):
     notebook = nbformat.read(SITE / "notebooks" / f"{chapter.docname}.ipynb", 4)
