@@ -110,6 +110,21 @@ def ddim(clean: Tensor, noise: Tensor, abar: float, fresh: Tensor | None = None,
     return moved if fresh is None else moved + delta * fresh
 
 
+def check_images(images: Tensor, shape: tuple[int, ...], pixels: tuple[float, float] | None) -> Tensor:
+    """The images, if they are ``(samples, *shape)`` with values in the range ``pixels`` (None for any).
+
+    Raises:
+        ParameterError: another size, values outside the range, or values that are not finite.
+    """
+    if tuple(images.shape[1:]) != tuple(shape):
+        raise ParameterError(f"images must be (samples, {', '.join(map(str, shape))}), got {tuple(images.shape)}.")
+    (low, high), slack = pixels or (-float("inf"), float("inf")), 1e-4
+    first, last = float(images.min()), float(images.max())
+    if not (low - slack <= first and last <= high + slack):
+        raise ParameterError(f"images must have values from {low:g} to {high:g}, got {first:.3g} to {last:.3g}.")
+    return images
+
+
 @dataclass(frozen=True)
 class LatentDiffusion:
     """A latent diffusion model made of any encoder, decoder and noise predictor.
@@ -137,17 +152,7 @@ class LatentDiffusion:
         Raises:
             ParameterError: another size, values outside the range, or values that are not finite.
         """
-        if tuple(images.shape[1:]) != self.image_shape:
-            raise ParameterError(
-                f"images must be (samples, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}."
-            )
-        if self.pixels is None:
-            return images
-        (low, high), slack = self.pixels, 1e-4
-        first, last = float(images.min()), float(images.max())
-        if not (low - slack <= first and last <= high + slack):
-            raise ParameterError(f"images must have values from {low:g} to {high:g}, got {first:.3g} to {last:.3g}.")
-        return images
+        return check_images(images, self.image_shape, self.pixels)
 
     @torch.no_grad()
     def sample(self, start: Tensor, steps: int) -> Tensor:
