@@ -183,6 +183,8 @@ class _Run:
                 )
             self.tolerance = sigma
         setting("tolerance", self.tolerance, at_least=0), per_sample(self.tolerance, y)
+        if getattr(method, "proximal", False) and sigma == 0:
+            raise ParameterError("a proximal step weighs the data by 1 / sigma^2: sigma must be > 0, got 0.")
 
     def result(self) -> Solution:
         z = normal(self.y.new_empty(len(self.y), *self.model.latent_shape), self.random)

@@ -1,5 +1,7 @@
 """Solvers of inverse problems with a latent diffusion prior: exact formulas, batches, early stopping, bad input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -212,5 +214,7 @@ def test_bad_input(model):
         LatentDPS(scale=torch.ones(2, 1))
     with pytest.raises(ParameterError, match="a setting a sample must have 2 entries, one for each, got 3"):
         run(ReSample(20, tolerance=torch.ones(3)))
+    with pytest.raises(ParameterError, match="sigma must be > 0, got 0"):
+        run(replace(METHODS["proximal"], tolerance=0.1), sigma=0)
     with pytest.raises(ParameterError, match="rate must be a finite number > 0, got 0"):
         Adam(0)
