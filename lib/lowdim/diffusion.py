@@ -206,13 +206,18 @@ class GaussianMixture:
             raise ParameterError("weights and the eigenvalues of all covariances must be positive.")
         self.weights, self.means, self.schedule = weights / weights.sum(), means, schedule
 
+    def _along(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor]:
+        """``C^{-1}(z - m)`` along the axes of each mode ``(modes, samples, d)``, and its weighted log density."""
+        variance = abar * self.spread + 1 - abar  # of each mode along its axes
+        along = (z - abar**0.5 * self.means[:, None]) @ self.axes
+        scaled = along / variance[:, None]
+        size = self.weights.log() - 0.5 * (2 * torch.pi * variance).log().sum(1)
+        return scaled, size[:, None] - 0.5 * (along * scaled).sum(-1)
+
     def _parts(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor, Tensor]:
         """Responsibilities ``(samples, modes)``, ``-C^{-1}(z - m)`` a mode, log density ``(samples,)``."""
-        variance = abar * self.spread + 1 - abar  # of each mode along its axes
-        along = torch.einsum("mij,nmi->nmj", self.axes, z[:, None] - abar**0.5 * self.means)
-        logs = self.weights.log() - 0.5 * ((along**2 / variance) + (2 * torch.pi * variance).log()).sum(-1)
-        pull = -torch.einsum("mij,nmj->nmi", self.axes, along / variance)
-        return logs.softmax(-1), pull, logs.logsumexp(-1)
+        scaled, logs = self._along(z, abar)
+        return logs.softmax(0).mT, -(scaled @ self.axes.mT).movedim(0, 1), logs.logsumexp(0)
 
     def log_density(self, z: Tensor, abar: float = 1.0) -> Tensor:
         """``log p_t(z)`` ``(samples,)`` for ``z`` ``(samples, d)``."""
@@ -220,8 +225,8 @@ class GaussianMixture:
 
     def score(self, z: Tensor, abar: float) -> Tensor:
         """``grad log p_t(z)`` ``(samples, d)``."""
-        share, pull, _ = self._parts(z, abar)
-        return (share[..., None] * pull).sum(1)
+        scaled, logs = self._along(z, abar)
+        return -((logs.softmax(0)[..., None] * scaled) @ self.axes.mT).sum(0)
 
     def noise(self, z: Tensor, time: int) -> Tensor:
         """The exact noise prediction, ``-sqrt(1 - abar_t) score``."""
