@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowdim.checks import ParameterError, integer, number
 from lowdim.predictors import HINGE_WIDTH, WEIGHTS, Fit, check_data, check_penalty, hinge_width, loss_terms
-from lowdim.tensors import CP, LETTERS, khatri_rao, unfold
+from lowdim.tensors import CP, LETTERS, khatri_rao
 
 PIECE_BYTES = 1 << 24  # features of more sets than this are worked on piece by piece
 WARM = 3  # sweeps over single factors before all are moved at once
@@ -48,9 +48,9 @@ class CPTrainer:
         self.loss, self.width = loss, HINGE_WIDTH
         self.flat = inputs.flatten(2)
         # (sets, product of other dimensions, I_k n): a product with factors then has the samples last, contiguous
+        turned = self.flat.mT.contiguous().view(sets, *self.shape, self.n)
         self.unfolded = [
-            unfold(inputs, k, self.order).permute(0, 3, 2, 1).reshape(sets, -1, i * self.n)
-            for k, i in enumerate(self.shape)
+            turned.movedim(1 + k, -2).reshape(sets, -1, i * self.n) for k, i in enumerate(self.shape)
         ]
         self.labels = labels.repeat_interleave(fits, 0)
         c = WEIGHTS[loss] * torch.as_tensor(penalty, dtype=inputs.dtype, device=inputs.device)
