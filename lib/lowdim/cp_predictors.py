@@ -59,6 +59,7 @@ class CPTrainer:
         self.factors[0].zero_()  # the first block is solved first, so its start plays no part: begin with scores zero
         self.scores = inputs.new_zeros(sets * fits, self.n)
         self._scratch, self._ahead = {}, None  # arrays used again; features of the first mode, where still right
+        self.rounding = 4 * torch.finfo(inputs.dtype).eps  # a step may seem to raise the objective by so much
         self.damping = torch.full_like(self.c, START)
         self.slope = torch.full_like(self.c, torch.inf).squeeze(1)  # size of the last gradient
         self.before = self.slope.clone()  # objective after the sweep before
@@ -112,8 +113,9 @@ class CPTrainer:
             scores = torch.bmm(new[0].mT.reshape(len(w), 1, -1), ahead).squeeze(1)
         else:
             scores = self.scores + torch.bmm(move.unsqueeze(1), phi).squeeze(1)
-        gain = self.value(self.scores, self.factors) - self.value(scores, new)
-        better = ((failed == 0) & (gain >= 0)).unsqueeze(1)
+        value = self.value(self.scores, self.factors)
+        gain = value - self.value(scores, new)
+        better = ((failed == 0) & (gain >= -self.rounding * value)).unsqueeze(1)
         good = better & (gain > -0.25 * (gradient * move).sum(1)).unsqueeze(1)  # half of what the model promised
         self.scores = torch.where(better, scores, self.scores)
         self.factors = [torch.where(better.unsqueeze(2), b, a) for a, b in zip(self.factors, new, strict=True)]
