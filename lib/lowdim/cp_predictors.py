@@ -49,9 +49,7 @@ class CPTrainer:
         self.flat = inputs.flatten(2)
         # (sets, product of other dimensions, I_k n): a product with factors then has the samples last, contiguous
         turned = self.flat.mT.contiguous().view(sets, *self.shape, self.n)
-        self.unfolded = [
-            turned.movedim(1 + k, -2).reshape(sets, -1, i * self.n) for k, i in enumerate(self.shape)
-        ]
+        self.unfolded = [turned.movedim(1 + k, -2).reshape(sets, -1, i * self.n) for k, i in enumerate(self.shape)]
         self.labels = labels.repeat_interleave(fits, 0)
         c = WEIGHTS[loss] * torch.as_tensor(penalty, dtype=inputs.dtype, device=inputs.device)
         self.c = c.expand(sets, fits).reshape(-1, 1).clone()

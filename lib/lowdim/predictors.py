@@ -183,7 +183,7 @@ def fit_vector(
 def _conjugate_gradients(x: Tensor, curvature: Tensor, c: Tensor, right: Tensor, size: Tensor, most: int = 40):
     """Solves ``(X^T diag(curvature) X / n + 2 c) move = right`` about as well as Newton's method can use it.
 
-    Takes ``x (sets, p, n)``; returns the move ``(sets, fits, p)`` and what it changes in the scores ``(sets, fits, n)``.
+    Takes ``x (sets, p, n)``; returns the move ``(sets, fits, p)`` and the change of the scores ``(sets, fits, n)``.
     """
     goal = (size * size.sqrt().clamp(max=0.3)).square().unsqueeze(2)
     move, along, rest, way = torch.zeros_like(right), torch.zeros_like(curvature), right, right
