@@ -204,7 +204,7 @@ def fit_alternating(
             for i in range(inner):
                 trainer.width = hinge_width(loss, t * inner * trainer.order + 2 * i)
                 trainer.step([k], again=i > 0)
-                if bool((trainer.slope < 1e-9).all()):
+                if bool((trainer.slope < max(1e-9, trainer.rounding)).all()):
                     break
             if balanced:
                 trainer.balance()

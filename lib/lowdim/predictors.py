@@ -282,7 +282,7 @@ def tune(
         raise ParameterError(f"share must leave samples on both sides, got {share:g} of {inputs.shape[1]} samples.")
     grid = inputs.new_tensor(penalties).expand(len(inputs), -1)
     trial = fit(inputs[:, :kept], labels[:, :kept], grid)
-    scores = torch.einsum("snp,sfp->sfn", inputs[:, kept:].flatten(2), trial.predictor.flatten(2))
+    scores = torch.einsum("snp,sfp->sfn", inputs[:, kept:].flatten(2), trial.predictor.flatten(2).to(inputs))
     cost = loss_terms(loss, scores, labels[:, kept:].unsqueeze(1))[0].mean(-1)
     chosen = grid.gather(1, cost.argmin(1, keepdim=True))
     return fit(inputs, labels, chosen), chosen.squeeze(1)
