@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 
 
@@ -29,6 +30,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LOWDIM_DATA", Path.home() / ".cache" / "lowdim"))
 
 
+@ok.takes(name=ok.filename, url=ok.text, checksum=ok.text, timeout=ok.real(above=0))
 def fetch(name: str, url: str, checksum: str, timeout: float = 60.0) -> Path:
     """A file from the cache, downloaded once and checked against its checksum every time.
 
@@ -73,6 +75,7 @@ def _digest(path: Path, kind: str = "sha256") -> str:
     return digest.hexdigest()
 
 
+@ok.takes(inputs=ok.array("samples ..."))
 def standardise(inputs: np.ndarray) -> np.ndarray:
     """Each column with mean 0 and standard deviation 1; constant columns become 0."""
     deviation = inputs.std(0)
@@ -102,6 +105,7 @@ def photograph(side: int = 256) -> np.ndarray:
     return grey - grey.mean()
 
 
+@ok.takes(share=ok.real(above=0, below=1))
 def characters(share: float = 0.9) -> tuple[Tensor, Tensor, list[str]]:
     """Python's own language reference (``pydoc_data.topics``) as numbers of characters: training, held out, symbols.
 
@@ -183,6 +187,14 @@ def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return tuple(parts)
 
 
+@ok.takes(
+    rows=ok.count(1),
+    columns=ok.count(1),
+    rank=ok.count(1),
+    share=ok.real(above=0, at_most=1),
+    noise=ok.real(at_least=0),
+    generator=ok.generator,
+)
 def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: float, generator) -> Tensor:
     """Made-up ratings 1 to 5 of a low-rank taste plus noise, rounded; 0 where there is none, ``(rows, columns)``."""
     users, items, errors = (
@@ -193,6 +205,7 @@ def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: f
     return ratings * (torch.rand(rows, columns, generator=generator) < share)
 
 
+@ok.takes(path=ok.path)
 def labelled_tensors(path: str | Path) -> tuple[Tensor, Tensor]:
     """A reader's own tensors ``X (n, I_1, ..., I_K)``, K >= 2, and labels ``y (n,)`` from a ``.npz`` file, in float64.
 
@@ -214,6 +227,7 @@ def labelled_tensors(path: str | Path) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+@ok.takes(inputs=ok.array("n ..."), labels=ok.array("n"), samples=ok.count(1), runs=ok.count(1), generator=ok.generator)
 def subsets(
     inputs: np.ndarray, labels: np.ndarray, samples: int, runs: int, generator: torch.Generator, dtype=torch.float32
 ) -> tuple[Tensor, Tensor]:

@@ -10,22 +10,26 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 from lowdim.factorization import sharpness
 
 CYCLE_LIMIT = 1.5  # c up to which the 2-cycle is looked for; it is unstable from about 1.24
 
 
+@ok.takes(rho=ok.values(finite=False), eta=ok.values(finite=False), sigma=ok.values(finite=False), depth=ok.count(2))
 def balanced_map(rho, eta, sigma, depth: int):
     """One step of gradient descent for a balanced mode (Ghosh et al. 2025); shapes broadcast."""
     return rho - eta * (rho**depth - sigma) * rho ** (depth - 1)
 
 
+@ok.takes(rho=ok.values(finite=False), eta=ok.values(finite=False), sigma=ok.values(finite=False), depth=ok.count(2))
 def balanced_slope(rho, eta, sigma, depth: int):
     """Derivative of ``balanced_map`` in ``rho``."""
     return 1 - eta * ((2 * depth - 1) * rho ** (2 * depth - 2) - (depth - 1) * sigma * rho ** (depth - 2))
 
 
+@ok.takes(eta=ok.values(at_least=0), sigma=ok.values(above=0), depth=ok.count(2))
 def two_cycle(eta: Tensor, sigma: Tensor, depth: int) -> Tensor:
     """The two end-to-end values between which a mode alternates just above its edge of stability.
 
@@ -61,6 +65,7 @@ def two_cycle(eta: Tensor, sigma: Tensor, depth: int) -> Tensor:
     return torch.where(inside.unsqueeze(-1), pair, torch.full_like(pair, float("nan")))
 
 
+@ok.takes(depth=ok.count(2), doublings=ok.count(0, 7))
 def period_doubling(depth: int, doublings: int = 5) -> np.ndarray:
     """The values of ``c`` at which period ``2, 4, 8, ...`` is born, ``(doublings + 1,)``, the first being 1.
 
@@ -107,6 +112,7 @@ def _cycle(c: float, u: float, depth: int, period: int) -> tuple[float, float]:
     return u, slope
 
 
+@ok.takes(eta=ok.tensor(at_least=0), sigma=ok.real(above=0), depth=ok.count(2), steps=ok.count(1), burn_in=ok.count(0))
 def balanced_lyapunov(eta: Tensor, sigma: float, depth: int, steps: int = 20_000, burn_in: int = 2_000) -> Tensor:
     """Lyapunov exponent ``mean log |slope|`` of the balanced mode, shape of ``eta``; NaN where the orbit is lost.
 
@@ -121,6 +127,7 @@ def balanced_lyapunov(eta: Tensor, sigma: float, depth: int, steps: int = 20_000
     return torch.where(torch.isfinite(rho) & (rho.abs() > 1e-9), total / steps, torch.nan)
 
 
+@ok.takes(series=ok.tensor("times", "times ...", finite=False), max_period=ok.count(1), tolerance=ok.real(above=0))
 def detect_period(series: Tensor, max_period: int = 32, tolerance: float = 1e-6) -> Tensor:
     """Smallest ``p`` with ``|x_t - x_(t-p)| < tolerance`` at all recorded times; 0 if there is none.
 

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, choice, integer, number
 from lowdim.sensing import SymmetricNetwork, SymmetricSensing, svec
 
@@ -22,6 +23,7 @@ RULES = ("geometric", "polyak")
 # ---------------------------------------------------------------- noise
 
 
+@ok.takes(shape=ok.sizes(1), p=ok.values(at_least=0, below=1), size=ok.values(at_least=0), generator=ok.generator)
 def outliers(shape, p, size, generator: torch.Generator) -> Tensor:
     """Gaussian outliers: exactly ``round(p m)`` of the ``m`` entries on the last axis are ``N(0, size^2)``, others 0.
 
@@ -42,6 +44,7 @@ def outliers(shape, p, size, generator: torch.Generator) -> Tensor:
     return torch.where(order < (p * m).round().unsqueeze(-1), values * size.unsqueeze(-1), 0.0)
 
 
+@ok.takes(shape=ok.sizes(1), nu=ok.values(at_least=0), generator=ok.generator)
 def dense_noise(shape, nu, generator: torch.Generator) -> Tensor:
     """Gaussian noise ``N(0, nu^2)`` on every measurement; ``nu`` broadcasts to ``shape[:-1]``."""
     nu = torch.as_tensor(nu, dtype=torch.float64, device=generator.device)
@@ -67,6 +70,11 @@ class AbsoluteSensing(SymmetricSensing):
         noise: ``s``, ``(m,)`` for a single group, ``(groups, m)`` or ``(runs, m)``.
     """
 
+    @ok.takes(
+        operators=ok.tensor("m coordinates", "groups m coordinates"),
+        truth=ok.tensor("... d d"),
+        noise=ok.tensor("any", "rows any"),
+    )
     def __init__(self, operators: Tensor, truth: Tensor, noise: Tensor):
         super().__init__(operators, noise.to(operators.dtype))
         self.truth = truth.reshape(-1, 1, *truth.shape[-2:])
@@ -114,6 +122,13 @@ class SubgradientNetwork(SymmetricNetwork):
         ParameterError: an unknown rule, ``rho`` outside (0, 1], or sizes that do not fit.
     """
 
+    @ok.takes(
+        u=ok.tensor("runs d r"),
+        problem=ok.kind(AbsoluteSensing, "an AbsoluteSensing"),
+        eta=ok.values(at_least=0),
+        rho=ok.values(above=0, at_most=1),
+        rule=ok.one_of(*RULES),
+    )
     def __init__(self, u: Tensor, problem: AbsoluteSensing, eta, rho=1.0, rule: str = "geometric"):
         self.rule = choice("rule", rule, RULES)
         self.layers = [u]
@@ -145,6 +160,12 @@ class SubgradientNetwork(SymmetricNetwork):
 # ---------------------------------------------------------------- starts and schedules
 
 
+@ok.takes(
+    problem=ok.kind(AbsoluteSensing, "an AbsoluteSensing"),
+    columns=ok.values(at_least=0),
+    runs=ok.count(1),
+    alpha=ok.values(above=0),
+)
 def spectral_factors(problem: AbsoluteSensing, columns, runs: int, alpha) -> Tensor:
     """The small spectral start ``alpha B``: ``B`` from the largest eigenvalues of ``(1/m) sum_i sign(y_i) A_i``.
 
@@ -168,6 +189,7 @@ def spectral_factors(problem: AbsoluteSensing, columns, runs: int, alpha) -> Ten
     return (b * torch.as_tensor(alpha, dtype=b.dtype, device=b.device).reshape(-1, 1, 1)).contiguous()
 
 
+@ok.takes(alpha=ok.real(above=0), r=ok.count(1), stretch=ok.real(above=0))
 def step_sum(alpha: float, r: int, stretch: float = 1.0) -> float:
     """Sum of all steps that a start of scale ``alpha`` needs, for ``r`` equal eigenvalues and Gaussian operators.
 
@@ -179,6 +201,7 @@ def step_sum(alpha: float, r: int, stretch: float = 1.0) -> float:
     return stretch * (1.6 * max(math.log(1 / alpha), 0.0) / rate + 15)
 
 
+@ok.takes(total=ok.real(above=0), eta=ok.real(above=0), last=ok.real(above=0, below=1))
 def geometric(total: float, eta: float, last: float = 1e-7) -> tuple[float, int]:
     """``rho`` and the number of steps such that ``eta rho^t`` sums to ``total`` and ends at ``eta last``.
 
@@ -193,6 +216,9 @@ def geometric(total: float, eta: float, last: float = 1e-7) -> tuple[float, int]
 # ---------------------------------------------------------------- what theory says
 
 
+@ok.takes(
+    error=ok.values(above=0), p=ok.values(at_least=0, at_most=1), size=ok.values(at_least=0), nu=ok.values(at_least=0)
+)
 def attenuation(error, p=0.0, size=0.0, nu=0.0):
     """``phi``: length of the mean of ``sign(<A, Delta> - s) A`` for ``||Delta||_F = error``, over ``sqrt(2/pi)``.
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError
 
 
@@ -28,6 +29,14 @@ class TanhPopulation:
 
     run_dim = 0
 
+    @ok.takes(
+        inputs=ok.tensor("runs samples features"),
+        targets=ok.tensor("runs samples outputs"),
+        sizes=ok.sizes(3),
+        eta=ok.values(at_least=0),
+        scale=ok.real(at_least=0),
+        generator=ok.generator,
+    )
     def __init__(self, inputs: Tensor, targets: Tensor, sizes: Sequence[int], eta, scale: float, generator):
         if len(sizes) < 3 or inputs.shape[-1] != sizes[0] or targets.shape[-1] != sizes[-1]:
             raise ParameterError(
