@@ -18,6 +18,9 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 @ok.takes(vector=ok.tensor("n", finite=False, floating=False), like=ok.tensors(finite=False, floating=False))
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of ``flatten``, with shapes taken from ``like``."""
+    wanted = sum(t.numel() for t in like)
+    if len(vector) != wanted:
+        raise ParameterError(f"vector must have the {wanted} entries of like, got {len(vector)}.")
     pieces = vector.split([t.numel() for t in like])
     return [piece.reshape(t.shape) for piece, t in zip(pieces, like, strict=True)]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError, choice, integer, number
+from lowdim.checks import ParameterError
 from lowdim.networks import Factorization, MatrixNetwork  # noqa: F401  names of this module too
 
 STARTS = ("zero-layer", "balanced")
@@ -47,7 +47,7 @@ def spectrum_target(sigma: Sequence[float], width: int, rotations: tuple[Tensor,
         ParameterError: more singular values than rows.
     """
     if len(sigma) > width:
-        raise ParameterError(f"a {width} x {width} target has at most {width} singular values, got {len(sigma)}.")
+        raise ParameterError(f"sigma must have at most {width} singular values, got {len(sigma)} for width {width}.")
     values = torch.zeros(width, dtype=torch.float64)
     values[: len(sigma)] = torch.tensor(list(sigma), dtype=torch.float64)
     if rotations is None:
@@ -59,8 +59,6 @@ def spectrum_target(sigma: Sequence[float], width: int, rotations: tuple[Tensor,
 @ok.takes(depth=ok.count(2), runs=ok.count(1), width=ok.count(1), alpha=ok.real(above=0), start=ok.one_of(*STARTS))
 def identity_layers(depth: int, runs: int, width: int, alpha: float, start: str = "zero-layer") -> list[Tensor]:
     """Factors ``alpha I``, first to last, each ``(runs, width, width)``; ``"zero-layer"`` sets the last one to zero."""
-    depth, alpha = integer("depth", depth, at_least=2), number("alpha", alpha, above=0)
-    choice("start", start, STARTS)
     layers = [alpha * torch.eye(width, dtype=torch.float64).repeat(runs, 1, 1) for _ in range(depth)]
     if start == "zero-layer":
         layers[-1].zero_()
@@ -70,8 +68,6 @@ def identity_layers(depth: int, runs: int, width: int, alpha: float, start: str 
 @ok.takes(depth=ok.count(2), runs=ok.count(1), modes=ok.count(1), alpha=ok.real(above=0), start=ok.one_of(*STARTS))
 def mode_layers(depth: int, runs: int, modes: int, alpha: float, start: str = "zero-layer") -> Tensor:
     """The same start for the scalar reduction: ``(depth, runs, modes)``, layer 1 first."""
-    depth, alpha = integer("depth", depth, at_least=2), number("alpha", alpha, above=0)
-    choice("start", start, STARTS)
     layers = torch.full((depth, runs, modes), alpha, dtype=torch.float64)
     if start == "zero-layer":
         layers[-1] = 0.0
@@ -81,7 +77,6 @@ def mode_layers(depth: int, runs: int, modes: int, alpha: float, start: str = "z
 @ok.takes(depth=ok.count(2), runs=ok.count(1), width=ok.count(1), scale=ok.real(above=0), generator=ok.generator)
 def gaussian_layers(depth: int, runs: int, width: int, scale: float, generator: torch.Generator) -> list[Tensor]:
     """Factors with independent entries ``N(0, scale^2 / width)``, each ``(runs, width, width)``."""
-    depth, scale = integer("depth", depth, at_least=2), number("scale", scale, above=0)
     draw = torch.randn(depth, runs, width, width, generator=generator, dtype=torch.float64, device=generator.device)
     return list(draw.mul_(scale / math.sqrt(width)).unbind(0))
 
@@ -107,8 +102,8 @@ class ModeNetwork:
 
     @ok.takes(layers=ok.tensor("depth runs modes"), sigma=ok.values(at_least=0), eta=ok.values(at_least=0))
     def __init__(self, layers: Tensor, sigma: Tensor, eta: Tensor | float):
-        if layers.dim() != 3 or len(layers) < 2:
-            raise ParameterError(f"layers must be (depth >= 2, runs, modes), got shape {tuple(layers.shape)}.")
+        if len(layers) < 2:
+            raise ParameterError(f"layers must be (depth >= 2, runs, modes), got {tuple(layers.shape)}.")
         shape = layers.shape[1:]
         eta = torch.as_tensor(eta, dtype=layers.dtype, device=layers.device)
         eta = eta.unsqueeze(-1) if eta.dim() == 1 else eta
@@ -173,7 +168,8 @@ def minimum_hessian_eigenvalues(sigma: Sequence[float], width: int, depth: int) 
     For a pair of modes ``(i, j)``: ``sum_l (sigma_i^(1-1/L-l/L) sigma_j^(l/L))^2``, ``l = 0..L-1``, with ``0^0 = 1``;
     all others are zero (Ghosh et al. 2025, lemma on the sharpness of the minimum; checked against autograd).
     """
-    depth = integer("depth", depth, at_least=2)
+    if len(sigma) > width:
+        raise ParameterError(f"sigma must have at most {width} singular values, got {len(sigma)} for width {width}.")
     root = torch.zeros(width, dtype=torch.float64)
     root[: len(sigma)] = torch.tensor(list(sigma), dtype=torch.float64) ** (1 / depth)
     power = torch.stack([root**l for l in range(depth)])  # torch has 0^0 = 1

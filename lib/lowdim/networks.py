@@ -136,16 +136,18 @@ class MatrixNetwork:
         block=ok.count(0),
     )
     def __init__(self, layers: Sequence[Tensor], problem: Problem, eta, scale: Sequence | None = None, block: int = 0):
-        if len(layers) < 2:
-            raise ParameterError(f"a deep network needs at least 2 layers, got {len(layers)}.")
         for l, (first, then) in enumerate(pairwise(layers), start=1):
-            shapes = f"layer {l} {tuple(first.shape)} does not feed layer {l + 1} {tuple(then.shape)}"
-            if first.dim() != 3 or then.dim() != 3 or first.shape[1] != then.shape[2] or len(first) != len(then):
-                raise ParameterError(f"{shapes}: each is (runs, out, in).")
+            if first.shape[1] != then.shape[2] or len(first) != len(then):
+                raise ParameterError(
+                    f"layers must be (runs, out, in) and fit each other, but layer {l} {tuple(first.shape)} does not "
+                    f"feed layer {l + 1} {tuple(then.shape)}."
+                )
         problem.fits((len(layers[0]), layers[-1].shape[1], layers[0].shape[2]))
         scale = [1.0] * len(layers) if scale is None else list(scale)
         if len(scale) != len(layers):
-            raise ParameterError(f"scale needs one entry for each of the {len(layers)} layers, got {len(scale)}.")
+            raise ParameterError(f"scale must have one entry for each of the {len(layers)} layers, got {len(scale)}.")
+        for l, factor in enumerate(scale):
+            ok.values()(f"scale[{l}]", factor, {})
         self.layers, self.problem = list(layers), problem
         self.eta = self._per_run("eta", eta)
         self.scale = [float(f) if isinstance(f, float | int) else self._per_run("scale", f) for f in scale]

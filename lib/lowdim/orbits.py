@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError, integer
+from lowdim.checks import ParameterError
 from lowdim.factorization import sharpness
 
 CYCLE_LIMIT = 1.5  # c up to which the 2-cycle is looked for; it is unstable from about 1.24
@@ -74,7 +74,6 @@ def period_doubling(depth: int, doublings: int = 5) -> np.ndarray:
     Raises:
         ParameterError: ``depth < 2``, or more than 7 doublings (beyond that float64 does not separate them).
     """
-    depth, doublings = integer("depth", depth, at_least=2), integer("doublings", doublings, at_least=0, at_most=7)
     born = [1.0]
     step = 0.2  # how far to the next threshold; it shrinks by about Feigenbaum's constant, 4.669
     for k in range(1, doublings + 1):
@@ -141,7 +140,10 @@ def detect_period(series: Tensor, max_period: int = 32, tolerance: float = 1e-6)
         ParameterError: too few iterates for the longest period.
     """
     if len(series) < 2 * max_period:
-        raise ParameterError(f"a period of up to {max_period} needs {2 * max_period} iterates, got {len(series)}.")
+        raise ParameterError(
+            f"series must be at least twice as long as max_period: a period of up to {max_period} needs "
+            f"{2 * max_period} iterates, got {len(series)}."
+        )
     found = torch.zeros(series.shape[1:], dtype=torch.long, device=series.device)
     for p in range(max_period, 0, -1):
         same = ((series[p:] - series[:-p]).abs() < tolerance).all(0)

@@ -17,6 +17,8 @@ def psnr(images: Tensor, truth: Tensor, low: float = -1.0, high: float = 1.0) ->
     Raises:
         ParameterError: two shapes.
     """
+    if high <= low:
+        raise ParameterError(f"high must be larger than low, got {high!r} and {low!r}.")
     if images.shape != truth.shape:
         raise ParameterError(
             f"images and truth must have one shape, got {tuple(images.shape)} and {tuple(truth.shape)}."

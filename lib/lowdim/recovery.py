@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError, choice, integer, number
+from lowdim.checks import ParameterError, integer
 from lowdim.factorization import haar
 from lowdim.networks import CACHE_BYTES, MatrixNetwork, Problem, matches
 
@@ -45,8 +45,6 @@ class Completion(Problem):
         mask=ok.tensor("rows columns", "any rows columns", floating=False, at_least=0, at_most=1),
     )
     def __init__(self, mask: Tensor, target: Tensor):
-        if mask.shape[-2:] != target.shape[-2:]:
-            raise ParameterError(f"mask {tuple(mask.shape)} and target {tuple(target.shape)} must be of one size.")
         self.mask, self.target = mask.to(target.dtype), target
         seen = self.mask.sum((-2, -1), keepdim=True)
         if not bool((seen > 0).all()):
@@ -103,11 +101,6 @@ class Sensing(Problem):
         operators=ok.tensor("m rows columns", "runs m rows columns"), measurements=ok.tensor("m", "runs m", "any m")
     )
     def __init__(self, operators: Tensor, measurements: Tensor):
-        if operators.dim() not in (3, 4) or measurements.shape[-1:] != operators.shape[-3:-2]:
-            raise ParameterError(
-                f"operators must be (m, rows, columns) or (runs, m, rows, columns) and measurements (m,) or (runs, m), "
-                f"got {tuple(operators.shape)} and {tuple(measurements.shape)}."
-            )
         self._set(operators, measurements)
 
     def _set(self, operators: Tensor, measurements: Tensor) -> None:
@@ -171,10 +164,6 @@ class ThinFactorization(Problem):
 
     @ok.takes(left=ok.tensor("rows r"), right=ok.tensor("columns r"), mean=ok.flag)
     def __init__(self, left: Tensor, right: Tensor, mean: bool = True):
-        if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[1]:
-            raise ParameterError(
-                f"left must be (rows, r) and right (columns, r), got {tuple(left.shape)} and {tuple(right.shape)}."
-            )
         self.left, self.right, self.target = left, right, left @ right.mT
         self.weight = 1 / self.target.numel() if mean else 1.0
 
@@ -210,7 +199,6 @@ def low_rank_target(width: int, rank: int, runs: int, generator: torch.Generator
     Returns:
         ``target (runs, width, width)``, ``u`` and ``v`` ``(runs, width, rank)``, ``sigma (runs, rank)``.
     """
-    choice("pick", pick, ("top", "spread"))
     rank = integer("rank", rank, at_least=1, at_most=width)
     gauss = torch.randn(runs, width, width, generator=generator, dtype=torch.float64, device=generator.device)
     u, sigma, vh = torch.linalg.svd(gauss)
@@ -229,7 +217,6 @@ def orthogonal_layers(sizes: Sequence[int], runs: int, eps: float, generator: to
     Raises:
         ParameterError: fewer than two layers, or ``eps <= 0``.
     """
-    sizes, eps = _sizes(sizes), number("eps", eps, above=0)
     return [eps * haar((runs, max(o, i)), generator)[:, :o, :i].contiguous() for i, o in pairwise(sizes)]
 
 
@@ -239,7 +226,6 @@ def balanced_layers(sizes: Sequence[int], runs: int, eps: float, generator: torc
 
     The end-to-end matrix has rank ``min(sizes)``. Raises as ``orthogonal_layers`` does.
     """
-    sizes, eps = _sizes(sizes), number("eps", eps, above=0)
     bases = [haar((runs, size), generator)[..., : min(sizes)] for size in sizes]
     return [eps * after @ before.mT for before, after in pairwise(bases)]
 
@@ -259,7 +245,6 @@ def spectral_layers(surrogate: Tensor, rank: int | Tensor, depth: int, eps: floa
     Raises:
         ParameterError: a rank beyond the surrogate's size, fewer than two layers, or ``eps <= 0``.
     """
-    depth, eps = integer("depth", depth, at_least=2), number("eps", eps, above=0)
     surrogate = surrogate.unsqueeze(0) if surrogate.dim() == 2 else surrogate
     ranks = torch.as_tensor(rank, device=surrogate.device).reshape(-1)
     width = integer("rank", int(ranks.max()), at_least=1, at_most=min(surrogate.shape[-2:]))
@@ -278,16 +263,12 @@ def padded(layers: Sequence[Tensor], width: int) -> list[Tensor]:
 
     So networks of different inner widths can share a batch.
     """
+    widest = max(max(first.shape[1], then.shape[2]) for first, then in pairwise(layers))
+    integer("width", width, at_least=widest)
     first, *inner, last = layers
     pad = torch.nn.functional.pad
     grown = [pad(w, (0, width - w.shape[2], 0, width - w.shape[1])) for w in inner]
     return [pad(first, (0, 0, 0, width - first.shape[1])), *grown, pad(last, (0, width - last.shape[2]))]
-
-
-def _sizes(sizes: Sequence[int]) -> list[int]:
-    if len(sizes) < 3:
-        raise ParameterError(f"sizes must be [d_0, ..., d_L] with at least 2 layers, got {list(sizes)}.")
-    return [integer(f"sizes[{l}]", size, at_least=1) for l, size in enumerate(sizes)]
 
 
 # ---------------------------------------------------------------- compressed networks
@@ -379,7 +360,6 @@ def alpha_speed_up(alpha: float) -> float:
     The outer ``x`` and the inner ``m`` obey ``x' = alpha sigma m x``, ``m' = sigma x^2``; integrating gives
     ``acosh(sqrt a)/sqrt(a (a-1))`` for ``a > 1`` and ``arccos(sqrt a)/sqrt(a (1-a))`` for ``a < 1`` (derived here).
     """
-    alpha = number("alpha", alpha, above=0)
     if abs(alpha - 1) < 1e-6:
         return 1.0
     root = math.sqrt(alpha)
@@ -400,6 +380,11 @@ def alternating_least_squares(mask: Tensor, target: Tensor, rank: int, sweeps: i
         mask, target: ``(rows, columns)``.
         ridge: keeps rows with fewer entries than ``rank`` solvable.
     """
+    integer("rank", rank, at_least=1, at_most=min(target.shape))
+    return _alternate(mask, target, rank, sweeps, ridge)
+
+
+def _alternate(mask: Tensor, target: Tensor, rank: int, sweeps: int, ridge: float):
     v = torch.linalg.svd(mask * target, full_matrices=False).Vh[:rank].mT.contiguous()
     eye = ridge * torch.eye(rank, dtype=target.dtype, device=target.device)
 

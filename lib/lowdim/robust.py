@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError, choice, integer, number
+from lowdim.checks import ParameterError, integer, number
 from lowdim.sensing import SymmetricNetwork, SymmetricSensing, svec
 
 RULES = ("geometric", "polyak")
@@ -34,11 +34,8 @@ def outliers(shape, p, size, generator: torch.Generator) -> Tensor:
     Raises:
         ParameterError: a share outside [0, 1), or a negative size.
     """
-    m, device = integer("m", shape[-1], at_least=1), generator.device
+    m, device = shape[-1], generator.device
     p, size = (torch.as_tensor(value, dtype=torch.float64, device=device) for value in (p, size))
-    for value in p.flatten().tolist():
-        number("p, the share of outliers,", value, at_least=0, below=1)
-    number("size", float(size.min()), at_least=0)
     order = torch.rand(*shape, generator=generator, dtype=torch.float64, device=device).argsort(-1).argsort(-1)
     values = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
     return torch.where(order < (p * m).round().unsqueeze(-1), values * size.unsqueeze(-1), 0.0)
@@ -48,7 +45,6 @@ def outliers(shape, p, size, generator: torch.Generator) -> Tensor:
 def dense_noise(shape, nu, generator: torch.Generator) -> Tensor:
     """Gaussian noise ``N(0, nu^2)`` on every measurement; ``nu`` broadcasts to ``shape[:-1]``."""
     nu = torch.as_tensor(nu, dtype=torch.float64, device=generator.device)
-    number("nu", float(nu.min()), at_least=0)
     draw = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
     return draw * nu.unsqueeze(-1)
 
@@ -130,11 +126,9 @@ class SubgradientNetwork(SymmetricNetwork):
         rule=ok.one_of(*RULES),
     )
     def __init__(self, u: Tensor, problem: AbsoluteSensing, eta, rho=1.0, rule: str = "geometric"):
-        self.rule = choice("rule", rule, RULES)
+        self.rule = rule
         self.layers = [u]
         self.rho = self._per_run("rho", rho)
-        for value in (float(self.rho.min()), float(self.rho.max())):
-            number("rho", value, above=0, at_most=1)
         super().__init__(u, problem, eta)
 
     def _prepare(self) -> None:
@@ -196,8 +190,7 @@ def step_sum(alpha: float, r: int, stretch: float = 1.0) -> float:
     An eigendirection grows at the rate ``sqrt(2/pi) sigma_i / ||X*||_F`` per unit of step: ``ln(1/alpha)`` over this,
     times 1.6 and plus 15 for convergence. ``stretch`` divides by what noise takes from the rate.
     """
-    number("alpha", alpha, above=0)
-    rate = math.sqrt(2 / math.pi) / math.sqrt(integer("r", r, at_least=1))
+    rate = math.sqrt(2 / math.pi) / math.sqrt(r)
     return stretch * (1.6 * max(math.log(1 / alpha), 0.0) / rate + 15)
 
 
@@ -209,8 +202,8 @@ def geometric(total: float, eta: float, last: float = 1e-7) -> tuple[float, int]
         ParameterError: a first step that is not below the sum.
     """
     number("eta (below the sum of all steps)", eta, above=0, below=total)
-    rho = 1 - eta / number("total", total, above=0)
-    return rho, math.ceil(math.log(number("last", last, above=0, below=1)) / math.log(rho))
+    rho = 1 - eta / total
+    return rho, math.ceil(math.log(last) / math.log(rho))
 
 
 # ---------------------------------------------------------------- what theory says

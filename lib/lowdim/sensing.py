@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError, integer, number
+from lowdim.checks import ParameterError, number
 from lowdim.networks import Factorization, MatrixNetwork, Problem
 
 THIN_RUNS = 8  # measured: with fewer runs, fewer calls are worth more than fewer operations
@@ -37,8 +37,6 @@ class SymmetricNetwork(MatrixNetwork):
 
     @ok.takes(x=ok.tensor("runs n k"), problem=ok.has("gradient", "fits"), eta=ok.values(at_least=0))
     def __init__(self, x: Tensor, problem: Problem, eta):
-        if x.dim() != 3:
-            raise ParameterError(f"x must be (runs, n, k), got {tuple(x.shape)}.")
         problem.fits((len(x), x.shape[1], x.shape[1]))
         self.layers, self.problem, self.scale = [x], problem, [1.0]
         self.eta = self._per_run("eta", eta)
@@ -78,8 +76,6 @@ def asymmetric(f: Tensor, g: Tensor, problem: Problem, eta) -> MatrixNetwork:
     Raises:
         ParameterError: widths ``k`` that differ, or sizes that do not fit the problem.
     """
-    if f.dim() != 3 or g.dim() != 3 or f.shape[2] != g.shape[2]:
-        raise ParameterError(f"f and g must be (runs, n, k) with one k, got {tuple(f.shape)} and {tuple(g.shape)}.")
     return MatrixNetwork([g.mT.contiguous(), f], problem, eta)
 
 
@@ -101,7 +97,6 @@ def imbalance(f: Tensor, g: Tensor) -> Tensor:
 @ok.takes(runs=ok.count(1), n=ok.count(1), k=ok.count(1), alpha=ok.values(at_least=0), generator=ok.generator)
 def gaussian_factors(runs: int, n: int, k: int, alpha, generator: torch.Generator) -> Tensor:
     """Factors ``(runs, n, k)`` with independent entries ``N(0, alpha^2 / n)``; ``alpha`` a number or one per run."""
-    integer("k", k, at_least=1)
     draw = torch.randn(runs, n, k, generator=generator, dtype=torch.float64, device=generator.device)
     scale = torch.as_tensor(alpha, dtype=draw.dtype, device=draw.device).reshape(-1, 1, 1)
     return draw.mul_(scale / math.sqrt(n))
@@ -255,7 +250,7 @@ class SymmetricSensing(Problem):
             raise ParameterError(
                 f"operators must be (groups, m, n(n+1)/2) or (m, n(n+1)/2), got {tuple(operators.shape)}."
             )
-        self.m = integer("m, the number of measurements,", operators.shape[1], at_least=1)
+        self.m = operators.shape[1]
         if measurements.shape[-1] != self.m or (measurements.dim() == 2 and len(measurements) % len(operators)) or (
             measurements.dim() == 1 and len(operators) > 1):  # fmt: skip
             raise ParameterError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
+from lowdim.checks import integer
 from lowdim.curvature import floquet_multipliers, lyapunov_exponent
 from lowdim.descent import descend
 from lowdim.factorization import ModeNetwork, edge, transverse_hessian
@@ -52,6 +53,7 @@ def settle(
     c: Tensor, sigma: Tensor, depth: int, steps: int, *, seeds: int, generator, unbalanced: float = 0.1, last: int = 2
 ) -> Tensor:
     """The last end-to-end values of modes started near the minimum, ``(last, seeds, rates, modes)``."""
+    integer("last", last, at_least=1, at_most=steps + 1)
     network = near_minimum(c, sigma, depth, seeds, generator, unbalanced)
     run = descend(network.step, network.state, steps, run_dim=1, record={"pi": network.product}, start=steps - last + 1)
     return run["pi"].reshape(last, seeds, len(c), len(sigma))

@@ -76,8 +76,8 @@ def _megabytes(size: float) -> str:
 
 
 @ok.takes(
-    make=ok.function, runs=ok.count(), steps=ok.count(), record=ok.optional(ok.function), memory=ok.optional(ok.count()),
-    pilot=ok.count(), quiet=ok.flag,
+    make=ok.function, runs=ok.count(), steps=ok.count(), record=ok.optional(ok.function),
+    memory=ok.optional(ok.count()), pilot=ok.count(), quiet=ok.flag,
 )  # fmt: skip
 def plan(
     make: Callable[[range], object],
@@ -213,7 +213,7 @@ def sweep(
 
 @ok.takes(runs=ok.count(), shards=ok.count(), align=ok.count())
 def bounds(runs: int, shard: int, shards: int, align: int = 1) -> range:
-    """The runs of shard ``shard`` of ``shards``: whole groups of ``align`` runs, as evenly as these allow; maybe none."""
+    """The runs of shard ``shard`` of ``shards``: whole groups of ``align`` runs, evenly; maybe none."""
     shard = ok.integer("shard", shard, at_least=0, at_most=shards - 1)
     groups = -(-runs // align)
     first, last = groups * shard // shards, groups * (shard + 1) // shards

@@ -1,9 +1,19 @@
-"""Bad values by the sort, as hypothesis strategies, for the table of ``test_bad_input``."""
+"""Bad values by the sort, as hypothesis strategies, and the one check for all of them; see ``test_bad_input``."""
 
+import inspect
+import re
+import signal
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import pytest
 import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from lowdim.checks import ParameterError, brief
 
 NAN, INF = float("nan"), float("inf")
 SCRAPS = [None, "3", "", b"3", [], {}, object, 3j, ("a", "b")]  # what no number, tensor or function is
@@ -30,7 +40,7 @@ def count(least: int = 1, most: int | None = None) -> list[Sort]:
         Sort("not finite", st.sampled_from([NAN, INF, -INF])),
         no_number(True, [least]),
     ]
-    return found + [Sort("too large", st.integers(most + 1, 2**70))] * (most is not None)
+    return found if most is None else [*found, Sort("too large", st.integers(most + 1, most + 2**70))]
 
 
 def real(above=None, at_least=None, below=None, at_most=None) -> list[Sort]:
@@ -148,3 +158,87 @@ def _with(good, at: int, entry: float):
 
 def _emptied(good, axis: int):
     return good.narrow(axis, 0, 0) if good.dim() else good.reshape(1)[:0]
+
+
+# ---------------------------------------------------------------- the check
+
+EXAMPLES, SECONDS = 4, 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function, good arguments (made anew for every call), and the sorts of bad values for its arguments."""
+
+    call: Callable
+    good: Callable[[], dict]
+    sorts: dict[str, list]
+
+    @property
+    def name(self) -> str:
+        return f"{self.call.__module__.removeprefix('lowdim.')}.{self.call.__qualname__}"
+
+
+def kinds(cases: list[Case]) -> list[tuple[Case, str, Sort]]:
+    return [(case, argument, sort) for case in cases for argument, sorts in case.sorts.items() for sort in sorts]
+
+
+def name_of(kind) -> str:
+    case, argument, sort = kind
+    return f"{case.name}-{argument}-{sort.name}".replace(" ", "_")
+
+
+@contextmanager
+def time_limit(seconds: float):
+    def stop(*_):
+        raise TimeoutError(f"no answer within {seconds} s")
+
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def call(case: Case, arguments: dict):
+    """The result; a generator is run to its end."""
+    with time_limit(SECONDS):
+        result = case.call(**arguments)
+        return list(result) if inspect.isgenerator(result) else result
+
+
+def shown(value, message: str) -> bool:
+    """Whether a message shows the value: itself, its shape, its kind, its length, or one of its entries."""
+    found = {brief(value), repr(value), type(value).__name__}
+    if isinstance(value, torch.Tensor | np.ndarray):
+        entries = value.flatten().tolist()
+        found |= {
+            str(tuple(value.shape)),
+            str(value.dtype),
+            *map(repr, entries),
+            *(f"got {len(value)}" for _ in value.shape[:1]),
+        }
+    elif isinstance(value, list | tuple | dict):
+        found |= {f"got {len(value)}", f"{len(value)} of them"}
+        return any(word in message for word in found) or any(shown(entry, message) for entry in value)
+    return any(word in message for word in found)
+
+
+def check(case: Case, argument: str, sort: Sort) -> None:
+    """Draw bad values of one kind; each is answered by one sentence: the argument, the value, what is allowed."""
+    strategy = sort.draw if isinstance(sort.draw, st.SearchStrategy) else sort.draw(case.good()[argument])
+
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None)
+    @given(strategy)
+    def answered(value):
+        with pytest.raises(ParameterError) as caught:
+            call(case, case.good() | {argument: value})
+        message = str(caught.value)
+        assert re.search(rf"\b{argument}\b", message), message
+        assert re.search(r"\bmust\b", message), message
+        assert message.endswith("."), message
+        assert "\n" not in message
+        assert shown(value, message), message
+
+    answered()
