@@ -34,7 +34,8 @@ GPT = dict(vocabulary=5, context=4, width=8, depth=1, heads=2)
 VIT = dict(image=8, patch=2, channels=1, classes=3, width=8, depth=1, heads=2)
 CASES = [
     Case(tensors.hosvd, lambda: dict(x=t(3, 4, 5), ranks=[2, 2, 2]), {
-        "ranks": bad.sizes(1) + bad.only("too large", [4, 2, 2], [2, 2, 6]), "x": bad.tensor(floating=False, dims=False)}),
+        "ranks": bad.sizes(1) + bad.only("too large", [4, 2, 2], [2, 2, 6]),
+        "x": bad.tensor(floating=False, dims=False)}),
     Case(tensors.truncated, lambda: dict(matrix=t(3, 4), rank=2), {
         "matrix": bad.tensor(floating=False, dims=False), "rank": bad.count(1, 3)}),
     Case(models.MLP, lambda: dict(sizes=[3, 4, 2]), {"sizes": bad.sizes(2)}),
