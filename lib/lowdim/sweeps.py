@@ -101,6 +101,7 @@ def plan(
     Raises:
         ParameterError: one run does not fit into the memory, or ``make`` gives another start the second time.
     """
+    _check_options(options)
     small = _two_sizes(runs)
     sizes = {size: _bytes(_made(make, range(size)), steps, record, options) for size in small}
     _check_repeatable(make, range(small[0]))
@@ -200,15 +201,36 @@ def sweep(
         make: as for ``plan``.
         record: trainer -> {name: function without arguments}; each function gives the runs on axis 0.
         batch: runs at a time; chosen and stated by ``plan`` if not given.
+            The plan's batch is halved, with a message, should the memory run out nevertheless.
         options: ``every``, ``start`` and ``bound`` of ``descend``. A run that diverges becomes NaN, with its date.
 
     Returns:
         As of ``descend`` for all runs at once; the final states are its values ``state[0]``, ``state[1]``, ...,
         with the runs on their first axis.
     """
+    _check_options(options)
+    halve = batch is None
     if batch is None:
         batch = plan(make, runs, steps, record=record, **options).batch
-    return _joined([_run(make, part, steps, record, options) for part in _batches(range(runs), batch)])
+    while True:
+        try:
+            return _joined([_run(make, part, steps, record, options) for part in _batches(range(runs), batch)])
+        except (MemoryError, RuntimeError) as error:
+            if not (halve and batch > 1 and _out_of_memory(error)):
+                raise
+        batch = max(1, batch // 2)
+        print(f"The memory was too small after all: again from the start, {batch} runs at a time.")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _check_options(options: dict) -> None:
+    rules = {"every": ok.count(), "start": ok.count(0), "bound": ok.real(above=0)}
+    for name, value in options.items():
+        ok.choice("the name of an option", name, tuple(rules))
+        rules[name](name, value, {})
 
 
 @ok.takes(runs=ok.count(), shards=ok.count(), align=ok.count())
@@ -269,9 +291,10 @@ def run_shard(
     Raises:
         OSError: too little room on the disk, or a folder that cannot be written.
     """
+    _check_options(options)
     mine = bounds(runs, shard, shards, batch)
     sweep = {"form": FORM, "runs": runs, "steps": steps, "batch": batch, "shards": shards,
-             "parameters": parameters or {}, "options": options}  # fmt: skip
+             "parameters": parameters or {}, "options": options, "torch": torch.__version__}  # fmt: skip
     arrays = {"about": np.array(json.dumps(sweep, sort_keys=True)), "runs": np.array([mine.start, mine.stop])}
     if mine:
         parts = [_run(make, part, steps, record, options) for part in _batches(mine, batch)]
