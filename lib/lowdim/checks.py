@@ -205,7 +205,8 @@ def tensor(*shapes: str, finite: bool = True, floating: bool = True, empty: bool
             if not empty:
                 raise ParameterError(f"{name} must have at least one entry, got {shape}.")
             return
-        _entries(name, value, finite, limits)
+        if value.dtype != torch.bool:
+            _entries(name, torch.view_as_real(value) if value.is_complex() else value, finite, limits)
 
     return check
 
@@ -224,10 +225,14 @@ def tensors(*shapes: str, at_least: int = 1, **options) -> Rule:
     return check
 
 
-def values(finite: bool = True, **limits) -> Rule:
-    """A number, or a list, array or tensor of numbers, all finite (unless it is a measure) and within limits."""
+def values(finite: bool = True, single: bool = True, lists: bool = True, **limits) -> Rule:
+    """A number (if ``single``), or a list (if ``lists``), array or tensor of numbers, all finite and within limits."""
 
     def check(name, value, known):
+        if not single and getattr(value, "shape", None) != () and isinstance(value, Real):
+            raise ParameterError(f"{name} must be a list of numbers, got {brief(value)}.")
+        if not lists and isinstance(value, list | tuple):
+            raise ParameterError(f"{name} must be a number or a tensor, got {brief(value)}.")
         if isinstance(value, Real) or not hasattr(value, "__len__"):
             if isinstance(value, Real) and not isinstance(value, bool) and not finite and not math.isfinite(value):
                 return
@@ -249,6 +254,8 @@ def array(shape: str, finite: bool = True) -> Rule:
         import numpy as np
 
         words = _shape_words(shape.split())
+        if value is None or isinstance(value, str | bytes):
+            raise ParameterError(f"{name} must be an array of numbers {words}, got {brief(value)}.")
         try:
             value = value if hasattr(value, "shape") else np.asarray(value, float)
         except (TypeError, ValueError) as error:
@@ -288,6 +295,31 @@ def filename(name: str, value, known: dict) -> None:
         raise ParameterError(
             f"{name} must be a file name of letters, digits, '.', '-', '+' and '_', got {brief(value)}."
         )
+
+
+def counts(at_least: int = 0) -> Rule:
+    """A whole number, or a list or tensor of whole numbers."""
+
+    def check(name, value, known):
+        entries = value.flatten().tolist() if hasattr(value, "flatten") else value
+        entries = entries if isinstance(entries, list | tuple) else [entries]
+        if not entries:
+            raise ParameterError(f"{name} must hold at least one whole number, got {brief(value)}.")
+        for entry in entries:
+            integer(name, entry, at_least=at_least)
+
+    return check
+
+
+def one_or_each(name: str, value, runs: int) -> None:
+    """Check that there is one number, or one for each run.
+
+    Raises:
+        ParameterError: with both numbers.
+    """
+    found = math.prod(value.shape) if hasattr(value, "shape") else len(value) if hasattr(value, "__len__") else 1
+    if found not in (1, runs):
+        raise ParameterError(f"{name} must be one number or one for each of {runs} runs, got {found}.")
 
 
 def mapping(name: str, value, known: dict) -> None:

@@ -98,6 +98,7 @@ def _digest(path: Path, kind: str = "sha256") -> str:
 @ok.takes(inputs=ok.array("samples ..."))
 def standardise(inputs: np.ndarray) -> np.ndarray:
     """Each column with mean 0 and standard deviation 1; constant columns become 0."""
+    inputs = np.asarray(inputs)
     deviation = inputs.std(0)
     return (inputs - inputs.mean(0)) / np.where(deviation > 0, deviation, 1)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError, choice, integer
+from lowdim.checks import ParameterError, brief, choice, integer
 
 CHUNK = 100  # steps between two looks at whether a run has diverged
 
@@ -109,7 +109,10 @@ def descend(
         ParameterError: a count that is negative, an unknown ``on_divergence``, or ``stop`` without ``narrow``.
     """
     if (stop is None) != (narrow is None):
-        raise ParameterError("stop and narrow go together: a finished run can leave only a trainer that can narrow.")
+        raise ParameterError(
+            "stop and narrow must go together, since a finished run can leave only a trainer that can narrow, "
+            f"got {brief(stop)} and {brief(narrow)}."
+        )
     n_steps, every = integer("n_steps", n_steps, at_least=0), integer("every", every, at_least=1)
     start = integer("start", start, at_least=0)
     choice("on_divergence", on_divergence, ("raise", "mask"))

@@ -35,7 +35,7 @@ def haar(shape: Sequence[int], generator: torch.Generator, dtype=torch.float64) 
     return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
-@ok.takes(sigma=ok.values(at_least=0), width=ok.count(1))
+@ok.takes(sigma=ok.values(single=False, at_least=0), width=ok.count(1))
 def spectrum_target(sigma: Sequence[float], width: int, rotations: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """A ``width x width`` target with the given singular values, diagonal or ``U diag(sigma) V^T``.
 
@@ -149,19 +149,19 @@ class ModeNetwork:
 # ---------------------------------------------------------------- what theory says
 
 
-@ok.takes(sigma=ok.values(at_least=0), depth=ok.count(2))
+@ok.takes(sigma=ok.values(lists=False, at_least=0), depth=ok.count(2))
 def sharpness(sigma, depth: int):
     """Curvature of one mode at its balanced minimum, ``S = L sigma^(2 - 2/L)`` (Ghosh et al. 2025)."""
     return depth * sigma ** (2 - 2 / depth)
 
 
-@ok.takes(sigma=ok.values(above=0), depth=ok.count(2))
+@ok.takes(sigma=ok.values(lists=False, above=0), depth=ok.count(2))
 def edge(sigma, depth: int):
     """The learning rate ``2/S`` above which the balanced minimum of a mode is unstable."""
     return 2 / sharpness(sigma, depth)
 
 
-@ok.takes(sigma=ok.values(at_least=0), width=ok.count(1), depth=ok.count(2))
+@ok.takes(sigma=ok.values(single=False, at_least=0), width=ok.count(1), depth=ok.count(2))
 def minimum_hessian_eigenvalues(sigma: Sequence[float], width: int, depth: int) -> Tensor:
     """All ``L d^2`` Hessian eigenvalues at the balanced minimum, falling.
 
@@ -180,8 +180,8 @@ def minimum_hessian_eigenvalues(sigma: Sequence[float], width: int, depth: int) 
 
 @ok.takes(
     product=ok.tensor(finite=False),
-    sigma=ok.values(at_least=0),
-    eta=ok.values(at_least=0),
+    sigma=ok.values(lists=False, at_least=0),
+    eta=ok.values(lists=False, at_least=0),
     s_upper=ok.tensor(finite=False),
     s_lower=ok.tensor(finite=False),
 )
@@ -209,8 +209,8 @@ def escape_steps(sigma: float, depth: int, alpha: float, eta: float) -> float:
 @ok.takes(
     a=ok.tensor(finite=False),
     b=ok.tensor(finite=False),
-    sigma_a=ok.values(finite=False),
-    sigma_b=ok.values(finite=False),
+    sigma_a=ok.values(lists=False, finite=False),
+    sigma_b=ok.values(lists=False, finite=False),
     depth=ok.count(2),
 )
 def transverse_hessian(a: Tensor, b: Tensor, sigma_a, sigma_b, depth: int) -> Tensor:

@@ -17,15 +17,33 @@ from lowdim.factorization import sharpness
 CYCLE_LIMIT = 1.5  # c up to which the 2-cycle is looked for; it is unstable from about 1.24
 
 
-@ok.takes(rho=ok.values(finite=False), eta=ok.values(finite=False), sigma=ok.values(finite=False), depth=ok.count(2))
+@ok.takes(
+    rho=ok.values(lists=False, finite=False),
+    eta=ok.values(lists=False, finite=False),
+    sigma=ok.values(lists=False, finite=False),
+    depth=ok.count(2),
+)
 def balanced_map(rho, eta, sigma, depth: int):
     """One step of gradient descent for a balanced mode (Ghosh et al. 2025); shapes broadcast."""
+    return _map(rho, eta, sigma, depth)
+
+
+@ok.takes(
+    rho=ok.values(lists=False, finite=False),
+    eta=ok.values(lists=False, finite=False),
+    sigma=ok.values(lists=False, finite=False),
+    depth=ok.count(2),
+)
+def balanced_slope(rho, eta, sigma, depth: int):
+    """Derivative of ``balanced_map`` in ``rho``."""
+    return _slope(rho, eta, sigma, depth)
+
+
+def _map(rho, eta, sigma, depth: int):
     return rho - eta * (rho**depth - sigma) * rho ** (depth - 1)
 
 
-@ok.takes(rho=ok.values(finite=False), eta=ok.values(finite=False), sigma=ok.values(finite=False), depth=ok.count(2))
-def balanced_slope(rho, eta, sigma, depth: int):
-    """Derivative of ``balanced_map`` in ``rho``."""
+def _slope(rho, eta, sigma, depth: int):
     return 1 - eta * ((2 * depth - 1) * rho ** (2 * depth - 2) - (depth - 1) * sigma * rho ** (depth - 2))
 
 
@@ -61,7 +79,7 @@ def two_cycle(eta: Tensor, sigma: Tensor, depth: int) -> Tensor:
         left = excess(middle) < 0
         low, high = torch.where(left, middle, low), torch.where(left, high, middle)
     u = (low + high) / 2
-    pair = torch.stack([u, balanced_map(u, rate, torch.ones_like(u), depth)], -1) ** depth * sigma.unsqueeze(-1)
+    pair = torch.stack([u, _map(u, rate, torch.ones_like(u), depth)], -1) ** depth * sigma.unsqueeze(-1)
     return torch.where(inside.unsqueeze(-1), pair, torch.full_like(pair, float("nan")))
 
 
@@ -79,7 +97,7 @@ def period_doubling(depth: int, doublings: int = 5) -> np.ndarray:
     for k in range(1, doublings + 1):
         c, u = born[-1] + step / 4, _critical_point(depth)
         for _ in range(4000):  # the orbit of the critical point finds the attracting cycle
-            u = balanced_map(u, 2 * c / depth, 1.0, depth)
+            u = _map(u, 2 * c / depth, 1.0, depth)
         u, multiplier = _cycle(c, u, depth, 2**k)
         while multiplier > -1:  # follow this cycle upwards until it has lost stability
             before, start = c, u
@@ -102,8 +120,8 @@ def _cycle(c: float, u: float, depth: int, period: int) -> tuple[float, float]:
     for _ in range(50):
         after, slope = u, 1.0
         for _ in range(period):
-            slope *= balanced_slope(after, rate, 1.0, depth)
-            after = balanced_map(after, rate, 1.0, depth)
+            slope *= _slope(after, rate, 1.0, depth)
+            after = _map(after, rate, 1.0, depth)
         change = (after - u) / (slope - 1)
         u -= change
         if abs(change) < 1e-15:
@@ -121,8 +139,8 @@ def balanced_lyapunov(eta: Tensor, sigma: float, depth: int, steps: int = 20_000
     total = torch.zeros_like(eta)
     for t in range(burn_in + steps):
         if t >= burn_in:
-            total += balanced_slope(rho, eta, sigma, depth).abs_().log_()
-        rho = balanced_map(rho, eta, sigma, depth)
+            total += _slope(rho, eta, sigma, depth).abs_().log_()
+        rho = _map(rho, eta, sigma, depth)
     return torch.where(torch.isfinite(rho) & (rho.abs() > 1e-9), total / steps, torch.nan)
 
 

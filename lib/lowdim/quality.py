@@ -30,6 +30,11 @@ def psnr(images: Tensor, truth: Tensor, low: float = -1.0, high: float = 1.0) ->
 @ok.takes(samples=ok.tensor("samples ..."), data=ok.tensor("points ..."))
 def nearest_distance(samples: Tensor, data: Tensor) -> Tensor:
     """Euclidean distance from each sample to the nearest point of the data, ``(samples,)``."""
+    if samples[0].numel() != data[0].numel():
+        raise ParameterError(
+            f"data must have points of {samples[0].numel()} numbers, as samples {tuple(samples.shape)} do, "
+            f"got {tuple(data.shape)}."
+        )
     exact = "donot_use_mm_for_euclid_dist"  # matrix products would round small distances away
     return torch.cdist(samples.flatten(1), data.flatten(1), compute_mode=exact).amin(1)
 

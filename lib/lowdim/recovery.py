@@ -48,7 +48,9 @@ class Completion(Problem):
         self.mask, self.target = mask.to(target.dtype), target
         seen = self.mask.sum((-2, -1), keepdim=True)
         if not bool((seen > 0).all()):
-            raise ParameterError("mask must have at least one entry that is seen, in every run.")
+            raise ParameterError(
+                f"mask must have at least one entry that is seen in every run, got none in {tuple(mask.shape)}."
+            )
         self._weights = self.mask / seen
 
     def fits(self, shape):
@@ -231,7 +233,11 @@ def balanced_layers(sizes: Sequence[int], runs: int, eps: float, generator: torc
 
 
 @ok.takes(
-    surrogate=ok.tensor("rows columns", "runs rows columns"), depth=ok.count(2), eps=ok.real(above=0), runs=ok.count(1)
+    surrogate=ok.tensor("rows columns", "runs rows columns"),
+    rank=ok.counts(),
+    depth=ok.count(2),
+    eps=ok.real(above=0),
+    runs=ok.count(1),
 )
 def spectral_layers(surrogate: Tensor, rank: int | Tensor, depth: int, eps: float, runs: int = 1) -> list[Tensor]:
     """The compressed start of Kwon et al. 2024: ``[eps V^T, eps I, ..., eps I, eps U]`` from a surrogate's SVD.
@@ -282,6 +288,7 @@ def outer_scale(depth: int, alpha) -> list:
 
 @ok.takes(
     problem=ok.has("gradient", "fits", "surrogate"),
+    rank=ok.counts(),
     depth=ok.count(2),
     eps=ok.real(above=0),
     eta=ok.values(at_least=0),

@@ -72,6 +72,10 @@ class AbsoluteSensing(SymmetricSensing):
         noise=ok.tensor("any", "rows any"),
     )
     def __init__(self, operators: Tensor, truth: Tensor, noise: Tensor):
+        if noise.shape[-1] != operators.shape[-2]:
+            raise ParameterError(
+                f"noise must be (m,), (groups, m) or (runs, m), m = {operators.shape[-2]}, got {tuple(noise.shape)}."
+            )
         super().__init__(operators, noise.to(operators.dtype))
         self.truth = truth.reshape(-1, 1, *truth.shape[-2:])
         if len(self.truth) not in (1, len(self.operators)) or self.truth.shape[-2:] != (self.n, self.n):
@@ -156,7 +160,7 @@ class SubgradientNetwork(SymmetricNetwork):
 
 @ok.takes(
     problem=ok.kind(AbsoluteSensing, "an AbsoluteSensing"),
-    columns=ok.values(at_least=0),
+    columns=ok.counts(),
     runs=ok.count(1),
     alpha=ok.values(above=0),
 )
@@ -172,6 +176,7 @@ def spectral_factors(problem: AbsoluteSensing, columns, runs: int, alpha) -> Ten
     Returns:
         ``(runs, d, columns.max())``.
     """
+    ok.one_or_each("alpha", alpha, runs)
     vector = torch.bmm(problem.data.sign(), problem.operators).double()
     vector = vector.repeat(1, runs // len(vector), 1) if vector.shape[1] == 1 else vector
     values, vectors = torch.linalg.eigh(problem.matrix(vector, vector.new_empty(runs, problem.n, problem.n)))
@@ -210,7 +215,10 @@ def geometric(total: float, eta: float, last: float = 1e-7) -> tuple[float, int]
 
 
 @ok.takes(
-    error=ok.values(above=0), p=ok.values(at_least=0, at_most=1), size=ok.values(at_least=0), nu=ok.values(at_least=0)
+    error=ok.values(lists=False, above=0),
+    p=ok.values(lists=False, at_least=0, at_most=1),
+    size=ok.values(lists=False, at_least=0),
+    nu=ok.values(lists=False, at_least=0),
 )
 def attenuation(error, p=0.0, size=0.0, nu=0.0):
     """``phi``: length of the mean of ``sign(<A, Delta> - s) A`` for ``||Delta||_F = error``, over ``sqrt(2/pi)``.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError, number
+from lowdim.checks import ParameterError
 from lowdim.networks import Factorization, MatrixNetwork, Problem
 
 THIN_RUNS = 8  # measured: with fewer runs, fewer calls are worth more than fewer operations
@@ -98,6 +98,7 @@ def imbalance(f: Tensor, g: Tensor) -> Tensor:
 def gaussian_factors(runs: int, n: int, k: int, alpha, generator: torch.Generator) -> Tensor:
     """Factors ``(runs, n, k)`` with independent entries ``N(0, alpha^2 / n)``; ``alpha`` a number or one per run."""
     draw = torch.randn(runs, n, k, generator=generator, dtype=torch.float64, device=generator.device)
+    ok.one_or_each("alpha", alpha, runs)
     scale = torch.as_tensor(alpha, dtype=draw.dtype, device=draw.device).reshape(-1, 1, 1)
     return draw.mul_(scale / math.sqrt(n))
 
@@ -135,6 +136,7 @@ def rebalanced(f: Tensor, g: Tensor, beta) -> tuple[Tensor, Tensor]:
         f, g: ``(runs, n, k)`` with ``n >= k``.
         beta: a number, or one per run.
     """
+    ok.one_or_each("beta", beta, len(f))
     p, s, qt = torch.linalg.svd(f, full_matrices=False)
     beta = torch.as_tensor(beta, dtype=f.dtype, device=f.device).reshape(-1, 1, 1)
     return beta * p, (g @ qt.mT) * s.unsqueeze(1) / beta
@@ -150,7 +152,8 @@ def beta_range(eta: float, sigma: float) -> tuple[float, float]:
     Raises:
         ParameterError: ``eta sigma >= 1``, where no value is stable.
     """
-    number("eta (times the largest singular value)", eta * sigma, above=0, below=1)
+    if eta * sigma >= 1:
+        raise ParameterError(f"eta must be below 1 / sigma = {1 / sigma:g}, got {eta!r}.")
     root = math.sqrt(eta**-2 - sigma**2)
     return math.sqrt(sigma**2 / (1 / eta + root)), math.sqrt(1 / eta + root)
 
@@ -158,7 +161,7 @@ def beta_range(eta: float, sigma: float) -> tuple[float, float]:
 # ---------------------------------------------------------------- closed forms and fits
 
 
-@ok.takes(s0=ok.values(at_least=0), eta=ok.real(above=0), t=ok.values(at_least=0))
+@ok.takes(s0=ok.values(lists=False, at_least=0), eta=ok.real(above=0), t=ok.values(lists=False, at_least=0))
 def shrinking(s0, eta: float, t):
     """Squared singular value of a surplus direction of ``X``: ``s_0 / (1 + 2 eta s_0 t)``.
 
@@ -243,13 +246,12 @@ class SymmetricSensing(Problem):
 
     @ok.takes(operators=ok.tensor("m coordinates", "groups m coordinates"), measurements=ok.tensor("any", "rows any"))
     def __init__(self, operators: Tensor, measurements: Tensor):
+        given = tuple(operators.shape)
         operators = operators.unsqueeze(0) if operators.dim() == 2 else operators
         length = operators.shape[-1]
         self.n = round((math.sqrt(8 * length + 1) - 1) / 2)
         if operators.dim() != 3 or self.n * (self.n + 1) // 2 != length:
-            raise ParameterError(
-                f"operators must be (groups, m, n(n+1)/2) or (m, n(n+1)/2), got {tuple(operators.shape)}."
-            )
+            raise ParameterError(f"operators must be (groups, m, n(n+1)/2) or (m, n(n+1)/2), got {given}.")
         self.m = operators.shape[1]
         if measurements.shape[-1] != self.m or (measurements.dim() == 2 and len(measurements) % len(operators)) or (
             measurements.dim() == 1 and len(operators) > 1):  # fmt: skip

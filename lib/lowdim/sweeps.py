@@ -66,7 +66,8 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"{self.runs} runs of {self.steps} steps: {self.batches} batches of up to {self.batch}, "
+            f"{self.runs} runs of {self.steps} steps: {self.batches} batch{'es' * (self.batches > 1)} "
+            f"of up to {self.batch}, "
             f"about {self.seconds:.3g} s, {_megabytes(self.needed)} of {_megabytes(self.allowed)} allowed."
         )
 

@@ -51,6 +51,7 @@ class TanhPopulation:
             for fan_in, fan_out in pairwise(sizes)
         ]
         self.biases = [inputs.new_zeros(runs, 1, fan_out) for fan_out in sizes[1:]]
+        ok.one_or_each("eta", eta, runs)
         eta = torch.as_tensor(eta, dtype=inputs.dtype, device=inputs.device).reshape(-1, 1, 1)
         self._rate = (eta / samples).expand(runs, 1, 1).contiguous()
         self._hidden = [inputs.new_empty(runs, samples, size) for size in sizes[1:]]

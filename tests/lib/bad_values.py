@@ -4,7 +4,7 @@ import inspect
 import re
 import signal
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -220,7 +220,9 @@ def shown(value, message: str) -> bool:
             *(f"got {len(value)}" for _ in value.shape[:1]),
         }
     elif isinstance(value, list | tuple | dict):
-        found |= {f"got {len(value)}", f"{len(value)} of them"}
+        found |= {f"got {len(value)}", f"{len(value)} of them", "an empty list" if not len(value) else repr(value)}
+        with suppress(ValueError):  # lists of several lengths
+            found.add(str(np.shape(value)))
         return any(word in message for word in found) or any(shown(entry, message) for entry in value)
     return any(word in message for word in found)
 
@@ -236,7 +238,7 @@ def check(case: Case, argument: str, sort: Sort) -> None:
             call(case, case.good() | {argument: value})
         message = str(caught.value)
         assert re.search(rf"\b{argument}\b", message), message
-        assert re.search(r"\bmust\b", message), message
+        assert re.search(r"\b(must|use)\b", message), message
         assert message.endswith("."), message
         assert "\n" not in message
         assert shown(value, message), message

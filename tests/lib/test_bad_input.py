@@ -5,6 +5,7 @@ argument, the sorts that apply; hypothesis draws the values. A kind fails if not
 undocumented is, if the sentence leaves something out, or if it takes long.
 """
 
+import functools
 import importlib
 import inspect
 from pathlib import Path
@@ -78,7 +79,9 @@ ROW = dict(id="row", statement="It is so.", source="Section 1", origin="paper")
 ROWS = dict.fromkeys(("id", "statement", "source"), bad.text()) | {"origin": bad.choice()}
 MEASURED = bad.only("wrong type", None, "3", [["a"]], [3j], object) + bad.only("empty", [], [[]])
 HALVES = dict(rates=lambda: t(3), modes=lambda: t(2))
-LAYERS = bad.tensors(2, ends=(1, 2))
+LAYERS = bad.tensors(2, ends=(0, 2))
+RANK = lambda most: [s for s in bad.count(1, most) if s.name != "wrong type"] + bad.only(
+    "wrong type", None, "3", b"3", 3j, object, True, ["a"])  # fmt: skip
 PROBLEM = bad.only("wrong type", None, 3, "completion", t(5, 3))
 STABLE = dict(c=bad.tensor(at_least=0), sigma=bad.tensor(above=0), depth=D, seeds=RUNS, generator=bad.generator())
 ORBIT = lambda **more: dict(c=t(3), sigma=t(2), depth=3, seeds=2, generator=draw()) | more
@@ -109,7 +112,7 @@ CASES = [
     Case(factorization.haar, lambda: dict(shape=(2, 3), generator=draw()), {
         "shape": bad.sizes(1), "generator": bad.generator()}),
     Case(factorization.spectrum_target, lambda: dict(sigma=[2.0, 1.0], width=3), {
-        "sigma": bad.several(at_least=0) + bad.only("too many", [1.0] * 4, [1.0] * 9), "width": bad.count(2)}),
+        "sigma": bad.several(at_least=0) + bad.only("too many", [1.0] * 4, [1.0] * 9) + bad.only("single", 2.0, 1), "width": bad.count(2)}),
     Case(factorization.identity_layers, lambda: dict(depth=3, runs=2, width=2, alpha=0.1), {
         "depth": D, "runs": RUNS, "width": RUNS, "alpha": EPS, "start": bad.choice()}),
     Case(factorization.mode_layers, lambda: dict(depth=3, runs=2, modes=2, alpha=0.1), {
@@ -149,14 +152,14 @@ CASES = [
         "sizes": bad.sizes(3), "runs": RUNS, "eps": EPS, "generator": bad.generator()})
         for start in (recovery.orthogonal_layers, recovery.balanced_layers)],
     Case(recovery.spectral_layers, lambda: dict(surrogate=t(4, 5), rank=2, depth=3, eps=0.1), {
-        "surrogate": bad.tensor(), "rank": bad.count(1, 4) + bad.only("empty", [], torch.zeros(0, dtype=torch.long)),
+        "surrogate": bad.tensor(), "rank": RANK(4) + bad.only("empty", [], torch.zeros(0, dtype=torch.long)),
         "depth": D, "eps": EPS, "runs": RUNS}),
     Case(recovery.padded, lambda: dict(layers=[t(2, 3, 4), t(2, 5, 3)], width=4), {
         "layers": bad.tensors(2), "width": bad.count(3)}),
     Case(recovery.outer_scale, lambda: dict(depth=3, alpha=2.0), {"depth": D, "alpha": bad.several(above=0)}),
     Case(recovery.compressed, lambda: dict(
         problem=recovery.Completion(torch.ones(4, 4), t(4, 4)), rank=2, depth=3, eps=0.1, eta=0.1), {
-        "problem": PROBLEM, "rank": bad.count(1, 4), "depth": D, "eps": EPS, "eta": ETA,
+        "problem": PROBLEM, "rank": RANK(4), "depth": D, "eps": EPS, "eta": ETA,
         "alpha": bad.several(above=0), "runs": RUNS}),
     Case(recovery.original, lambda: dict(
         problem=recovery.Completion(torch.ones(4, 4), t(4, 4)), depth=3, eps=0.1, eta=0.1, generator=draw()), {
@@ -186,7 +189,7 @@ CASES = [
         "eta": EPS + bad.only("unstable", 0.5, 0.7), "sigma": EPS}),
     Case(sensing.shrinking, lambda: dict(s0=1.0, eta=0.1, t=3), {
         "s0": bad.several(at_least=0), "eta": EPS, "t": bad.several(at_least=0)}),
-    Case(sensing.decay_rate, lambda: dict(steps=torch.arange(9), values=t(9, 2), high=2.0, low=0.1), {
+    Case(sensing.decay_rate, lambda: dict(steps=torch.arange(9.0), values=t(9, 2), high=2.0, low=0.1), {
         "steps": bad.tensor(floating=False), "values": bad.tensor(finite=False, ends=(0,)), "high": EPS,
         "low": bad.real(at_least=0)}),
     Case(sensing.power_law, lambda: dict(x=t(5), values=t(5, 2)), {
@@ -207,7 +210,7 @@ CASES = [
         "u": bad.tensor(), "problem": PROBLEM, "eta": ETA, "rho": bad.several(above=0, at_most=1),
         "rule": bad.choice()}),
     Case(robust.spectral_factors, lambda: dict(problem=absolute(), columns=2, runs=2, alpha=0.1), {
-        "problem": PROBLEM, "columns": bad.count(1, 3), "runs": RUNS, "alpha": bad.several(above=0)}),
+        "problem": PROBLEM, "columns": RANK(3), "runs": RUNS, "alpha": bad.several(above=0)}),
     Case(robust.step_sum, lambda: dict(alpha=0.1, r=2), {"alpha": EPS, "r": RUNS, "stretch": EPS}),
     Case(robust.geometric, lambda: dict(total=9.0, eta=0.1), {
         "total": EPS, "eta": EPS + bad.only("too large", 9.0, 10.0), "last": bad.real(above=0, below=1)}),
@@ -281,7 +284,7 @@ CASES = [
         "url": bad.text() + bad.only("not https", "http://example.org/a", "ftp://example.org/a", "file:///a", ""),
         "checksum": bad.text() + bad.only("not a checksum", "", "12", "g" * 64, "0" * 63), "timeout": EPS}),
     Case(data.standardise, lambda: dict(inputs=np.ones((4, 2))), {
-        "inputs": bad.only("wrong type", None, "3", 3j) + bad.only("empty", np.ones((0, 2)), [[]])
+        "inputs": bad.only("wrong type", None, "3", 3j) + bad.only("empty", np.ones((0, 2)))
             + bad.only("not finite", np.array([[1, np.nan]]), np.array([[np.inf]]))}),
     Case(data.photograph, lambda: dict(side=4), {"side": bad.count(1, 427)}),
     Case(data.cifar10, lambda: dict(samples=4), {"samples": bad.count(1, 50_000)}),
@@ -320,19 +323,20 @@ CASES = [
         "ax": bad.only("wrong type", None, 3, "ax"), "at": bad.real(), "label": bad.text(), "axis": bad.choice(),
         "where": bad.real()}),
     Case(plots.branches, lambda: dict(ax=axes(), x=np.arange(3), values=np.ones((4, 3)), colour="blue"), {
-        "ax": bad.only("wrong type", None, 3, "ax"), "x": bad.only("wrong length", np.arange(4)),
-        "values": bad.only("wrong axes", np.ones(3), 1.0) + bad.only("wrong type", None, "x")
+        "ax": bad.only("wrong type", None, 3, "ax"),
+        "values": bad.only("wrong axes", np.ones(3)) + bad.only("wrong type", None, "x")
+            + bad.only("wrong length", np.ones((4, 4)))
             + bad.only("empty", np.ones((0, 3))),
         "colour": bad.only("unknown name", "bluish", "", "#12") + bad.only("wrong type", None, 3, [])}),
     Case(plots.band, lambda: dict(ax=axes(), x=np.arange(3), values=np.ones((3, 4)), colour="blue"), {
         "ax": bad.only("wrong type", None, 3, "ax"),
-        "values": bad.only("wrong axes", np.ones(3), 1.0) + bad.only("wrong length", np.ones((4, 4)))
+        "values": bad.only("wrong axes", np.ones(3)) + bad.only("wrong length", np.ones((4, 4)))
             + bad.only("empty", np.ones((3, 0))),
         "colour": bad.only("unknown name", "bluish", "", "#12"), "label": bad.text()}),
     Case(plots.png, lambda: dict(figure=axes().figure), {
         "figure": bad.only("wrong type", None, 3, "figure"), "dark": bad.flag(), "dpi": EPS}),
-    Case(runtime.pick_device, lambda: dict(name="cpu"), {
-        "name": bad.choice() + bad.only("no such GPU", "cuda:99", "cuda:999")}),
+    Case(functools.wraps(runtime.pick_device)(lambda device: runtime.pick_device(device)), lambda: dict(device="cpu"), {
+        "device": bad.choice() + bad.only("no such GPU", "cuda:99", "cuda:999")}),
     Case(runtime.generator, lambda: dict(seed=3), {"seed": bad.count(0, 2**63 - 1)}),
     *[Case(f, lambda: dict(device=torch.device("cpu")), {"device": bad.only("wrong type", None, "cpu", 0)})
         for f in (runtime.device_name, runtime.peak_memory_mb, runtime.provenance)],
@@ -342,7 +346,7 @@ CASES = [
     Case(quality.nearest_distance, lambda: dict(samples=t(3, 2), data=t(4, 2)), {
         "samples": bad.tensor(dims=False), "data": bad.tensor(dims=False, ends=(1,))}),
     Case(quality.sliced_wasserstein, lambda: dict(samples=t(2, 3, 2), reference=t(2, 6, 2)), {
-        "samples": bad.tensor(ends=(2,)), "reference": bad.tensor(ends=(0, 1, 2)), "directions": RUNS}),
+        "samples": bad.tensor(ends=(2,)), "reference": bad.tensor(ends=(0, 2)), "directions": RUNS}),
 ]  # fmt: skip
 
 KINDS = bad.kinds(CASES)

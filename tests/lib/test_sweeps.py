@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_old_shard(folder, monkeypatch):
 def test_the_plan_keeps_to_the_memory(name, capsys):
     whole = sweeps.plan(TRAINERS[name], RUNS, STEPS, record=record)
     assert whole.batch == RUNS
-    assert capsys.readouterr().out.startswith(f"{RUNS} runs of {STEPS} steps: 1 batches of up to {RUNS}, about ")
+    assert capsys.readouterr().out.startswith(f"{RUNS} runs of {STEPS} steps: 1 batch of up to {RUNS}, about ")
     least = sweeps.plan(TRAINERS[name], 1, STEPS, record=record, quiet=True).needed
     limit = (least + whole.needed) // 2
     small = sweeps.plan(TRAINERS[name], RUNS, STEPS, record=record, memory=limit, quiet=True)
@@ -204,7 +204,7 @@ def test_a_sweep_larger_than_the_memory_runs_in_batches(monkeypatch, capsys):
     monkeypatch.setattr(sweeps, "free_memory", lambda device: limit)  # a plan uses half of it
     capsys.readouterr()
     parts = sweeps.sweep(TRAINERS["modes"], RUNS, STEPS, record=record)
-    assert "1 batches" not in capsys.readouterr().out
+    assert "1 batch of" not in capsys.readouterr().out
     assert same(whole, parts)  # elementwise arithmetic: here even the bits agree across batch sizes
 
 
