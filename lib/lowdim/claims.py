@@ -100,10 +100,8 @@ class Claims:
             judged: ``"every"`` run or the ``"median"``.
         """
         wanted, seen = np.asarray(expected, float), _seeds(measured)
-        if wanted.ndim and wanted.shape != seen.shape[1:]:
-            raise ParameterError(
-                f"expected must have the shape of one seed's numbers, {seen.shape[1:]}, got {wanted.shape}."
-            )
+        if wanted.ndim and wanted.shape not in (seen.shape, seen.shape[1:]):
+            raise ParameterError(f"expected must have the shape of one seed, {seen.shape[1:]}, got {wanted.shape}.")
         fine = bool(np.all(np.abs(_judged(seen, judged) - wanted) <= atol + rtol * np.abs(wanted)))
         width = " + ".join([f"{atol:.3g}"] * (atol > 0) + [f"{rtol:.3g} relative"] * (rtol > 0)) or "exact"
         self._add(id, statement, source, "value", expected, origin, seen, f"± {width}{WORDS[judged]}", reason, fine,

@@ -112,7 +112,8 @@ CASES = [
     Case(factorization.haar, lambda: dict(shape=(2, 3), generator=draw()), {
         "shape": bad.sizes(1), "generator": bad.generator()}),
     Case(factorization.spectrum_target, lambda: dict(sigma=[2.0, 1.0], width=3), {
-        "sigma": bad.several(at_least=0) + bad.only("too many", [1.0] * 4, [1.0] * 9) + bad.only("single", 2.0, 1), "width": bad.count(2)}),
+        "sigma": bad.several(at_least=0) + bad.only("too many", [1.0] * 4, [1.0] * 9) + bad.only("single", 2.0, 1),
+        "width": bad.count(2)}),
     Case(factorization.identity_layers, lambda: dict(depth=3, runs=2, width=2, alpha=0.1), {
         "depth": D, "runs": RUNS, "width": RUNS, "alpha": EPS, "start": bad.choice()}),
     Case(factorization.mode_layers, lambda: dict(depth=3, runs=2, modes=2, alpha=0.1), {
