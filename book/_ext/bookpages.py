@@ -3,6 +3,7 @@
 * Pages are the MyST sources; the outputs of their cells come from the executed notebooks of the build. Sphinx
   executes nothing. A page that was not run, or whose code changed since, gives a warning, which fails the build.
 * Under each figure: its data as .npz and .csv, and where it comes from. On dark pages: its dark version.
+* Each page carries a content-security policy, see ``policy``.
 * What is filled from the results, such as the scoreboard, is in ``claimpages``.
 * The buttons for Colab, Binder and download lead to the published notebook. MathJax and plotly.js come from their installed packages, so the
   book works offline.
@@ -24,6 +25,7 @@ from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import claimpages
+import policy
 from claimpages import ROOT, raw, results_of, run_folder
 
 from lowdim.claims import MARKS, anchor
@@ -170,6 +172,7 @@ def copy_assets(app, failed):
 def setup(app):
     myst_nb_read.read_myst_markdown_notebook = read_with_outputs
     claimpages.setup(app)
+    policy.setup(app)
     app.connect("source-read", depend_on_run)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", finish_figures)

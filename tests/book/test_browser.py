@@ -248,3 +248,19 @@ def test_pages_print_to_one_pdf_with_an_outline(browser, tmp_path):
     done = subprocess.run([*command, "book/nothing"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("unknown page 'book/nothing'; the pages are book/index, ")
+
+
+@pytest.mark.parametrize("page", ["book/index.html", CHAPTERS[0]])
+def test_the_policy_stops_what_does_not_belong_to_the_page(browser, address, page):
+    """What breaks the content-security policy is not run or loaded, and is an error that every test here would see."""
+    strange = """() => { const script = document.createElement('script'); script.textContent = 'window.strange = 1';
+      const image = new Image(); image.src = 'https://example.org/x.png'; document.body.append(script, image);
+      const link = document.createElement('a'); link.setAttribute('onclick', 'window.strange = 2');
+      document.body.append(link); link.click(); }"""
+    with View(browser, address, page) as view:
+        view.page.wait_for_load_state("networkidle")
+        assert view.errors == []
+        view.page.evaluate(strange)
+        view.page.wait_for_timeout(500)
+        assert view.page.evaluate("window.strange === undefined")
+        assert sum("Content Security Policy" in error for error in view.errors) == 3
