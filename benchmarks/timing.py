@@ -15,9 +15,14 @@ REPEATS = 7
 
 
 def race(
-    contestants: dict[str, Callable[[], object]], repeats: int = REPEATS, least_s: float = 0.02
+    contestants: dict[str, Callable[[], object]],
+    repeats: int = REPEATS,
+    least_s: float = 0.02,
+    wait: Callable[[], object] = lambda: None,
 ) -> dict[str, dict]:
     """Time functions in turn after a warm-up; calls are grouped so that one sample takes at least ``least_s``.
+
+    ``wait`` is called before each look at the clock: on a GPU, ``torch.cuda.synchronize``.
 
     Returns:
         name -> median seconds a call, half the range over the repeats, and the calls in a sample.
@@ -25,8 +30,10 @@ def race(
     calls = {}
     for name, function in contestants.items():
         function()  # warm-up: compilation, caches, allocation
+        wait()
         start = time.perf_counter()
         function()
+        wait()
         calls[name] = max(1, round(least_s / (time.perf_counter() - start + 1e-9)))
     samples = {name: [] for name in contestants}
     gc.collect()
@@ -35,6 +42,7 @@ def race(
             start = time.perf_counter()
             for _ in range(calls[name]):
                 function()
+            wait()
             samples[name].append((time.perf_counter() - start) / calls[name])
     return {
         name: {

@@ -13,6 +13,10 @@ from lowdim.factorization import (
     mode_layers,
     spectrum_target,
 )
+from lowdim.networks import PackedNetwork
+from lowdim.recovery import Completion, Sensing, ThinFactorization, compressed
+from lowdim.robust import AbsoluteSensing, SubgradientNetwork
+from lowdim.sensing import SymmetricNetwork, SymmetricSensing, asymmetric
 
 F64 = torch.float64
 
@@ -118,3 +122,62 @@ def test_cuda_graph_gives_the_same_run():
     train(here, 333)
     train(there, 333)
     torch.testing.assert_close(there.product().cpu(), here.product(), rtol=1e-9, atol=1e-9)
+
+
+def trainer(kind, place):
+    """Small trainers of every kind, four runs each, with the same start on any device."""
+    random = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=F64).to(place)
+    target, layers = draw(6, 6), [0.4 * draw(4, 6, 6) for _ in range(3)]
+    x, rates = 0.3 * draw(4, 6, 2), torch.tensor([0.01, 0.02, 0.03, 0.04], dtype=F64)
+    svecs, operators = draw(40, 21) / 6, draw(60, 6, 6) / 8
+    signal, left = draw(6, 2) / 3, draw(6, 2)
+    mask = (draw(6, 6) > 0).double()
+    seen = Sensing(operators, torch.tensordot(operators, target))
+    symmetric = SymmetricSensing(svecs, draw(4, 40))
+    robust = AbsoluteSensing(svecs, signal @ signal.mT, draw(4, 40))
+    return {
+        "dense": lambda: MatrixNetwork(layers, Factorization(target), rates),
+        "packed": lambda: PackedNetwork(layers, Factorization(target), rates, [rates, 1.0, 1.0]),
+        "completion": lambda: MatrixNetwork(layers, Completion(mask, target), rates),
+        "sensing": lambda: MatrixNetwork(layers, seen, rates / 2),
+        "compressed": lambda: compressed(ThinFactorization(left, left), 3, 3, 0.1, 0.5, 1 + rates),
+        "symmetric": lambda: SymmetricNetwork(x, symmetric, rates),
+        "two factors": lambda: asymmetric(x, x / 3, Factorization(target), rates),
+        "sub-gradients": lambda: SubgradientNetwork(x, robust, rates, 0.99),
+    }[kind]()
+
+
+KINDS = ("dense", "packed", "completion", "sensing", "compressed", "symmetric", "two factors", "sub-gradients")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_trainer_is_the_same_on_a_gpu(kind):
+    runs = []
+    for place in ("cpu", "cuda"):
+        network = trainer(kind, place)
+        runs.append(train(network, 230, record={"loss": network.loss}, every=10).cpu())
+    here, there = runs
+    assert there["loss"].isfinite().all()
+    torch.testing.assert_close(there["loss"], here["loss"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_runs_stop_and_diverge_alike_on_a_gpu():
+    runs = []
+    for place in ("cpu", "cuda"):
+        target = torch.diag(torch.tensor([2.0, 1.0, 0.5], dtype=F64)).to(place)
+        layers = [w.to(place) for w in identity_layers(3, 4, 3, 0.5, "balanced")]
+        rates = torch.tensor([0.02, 0.05, 5.0, 0.1], dtype=F64)
+        network = MatrixNetwork(layers, Factorization(target), rates)
+        stop = dict(stop=lambda network=network: network.loss() < 1e-8, narrow=network.narrow, check=20)
+        path = train(network, 900, record={"loss": network.loss}, every=50, on_divergence="mask", **stop).cpu()
+        runs.append((path, [w.cpu() for w in layers]))
+    (here, weights), (there, moved) = runs
+    assert here.diverged_at.tolist() == there.diverged_at.tolist()
+    assert here.stopped_at.tolist() == there.stopped_at.tolist()
+    assert int((here.stopped_at > 0).sum()) >= 2
+    assert int(here.diverged_at[2]) > 0
+    torch.testing.assert_close(there["loss"], here["loss"], rtol=1e-9, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(moved, weights, rtol=1e-9, atol=1e-12, equal_nan=True)
