@@ -113,6 +113,14 @@ def test_top_eigenvalue_off_the_minimum(depth, random):
         assert torch.linalg.eigvalsh(dense)[-1] == pytest.approx(float(top), rel=1e-10)
 
 
+def test_top_eigenvalue_for_a_target_of_each_run(random):
+    sigma = 1 + torch.rand(6, 3, generator=random, dtype=F64)
+    rho = sigma ** (1 / 3) * (0.7 + 0.6 * torch.rand(2, 6, 3, generator=random, dtype=F64))
+    found = fz.balanced_top_eigenvalue(rho, sigma, 3, width=5)
+    one_by_one = [fz.balanced_top_eigenvalue(rho[:, k], sigma[k], 3, width=5) for k in range(6)]
+    torch.testing.assert_close(found, torch.stack(one_by_one, 1), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("depth", [2, 3, 5])
 def test_gap_factor_is_exact(depth, random):
     layers = 0.5 + torch.rand(depth, 40, 2, generator=random, dtype=F64)
