@@ -106,7 +106,8 @@ class StructuredLinear(nn.Module):
         with torch.no_grad():
             self._start(std, generator)
             if self.bias is not None:
-                self.bias.uniform_(-bound, bound, generator=generator)
+                place = None if generator is None else generator.device
+                self.bias.copy_(torch.empty_like(self.bias, device=place).uniform_(-bound, bound, generator=generator))
 
     @classmethod
     def from_dense(
@@ -178,7 +179,9 @@ class StructuredLinear(nn.Module):
 
 
 def _normal(parameter: Tensor, std: float, generator) -> None:
-    parameter.normal_(0, std, generator=generator)
+    """Normal values, drawn where the generator is: the same on every device."""
+    place = None if generator is None else generator.device
+    parameter.copy_(torch.empty_like(parameter, device=place).normal_(0, std, generator=generator))
 
 
 class LowRankLinear(StructuredLinear):
