@@ -92,7 +92,6 @@ def test_a_batch_equals_one_by_one_also_in_small_pieces(preconditioned, random, 
     whole = BlastDescent(matrices, start, 8, delta0=deltas, preconditioned=preconditioned)
     monkeypatch.setattr("lowdim.structured_factorization.CACHE_NUMBERS", 20)
     pieces = BlastDescent(matrices, start, 8, delta0=deltas, preconditioned=preconditioned)
-    monkeypatch.setattr("lowdim.structured_factorization.GRAM_ROWS", 1)
     for _ in range(8):
         whole.step(), pieces.step()
     for run in range(4):
