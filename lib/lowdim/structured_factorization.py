@@ -239,7 +239,7 @@ class BlastDescent:
             yield i, torch.mul(factor[:, None], s[:, i, :, None], out=room).flatten(2, 3)
 
     def _grams(self, factor: Tensor, s: Tensor) -> Tensor:
-        """``sum_j (F_j^T F_j) o (s_ij s_ij^T)``, ``(runs, i, r, r)``: the Gram matrices of the stacks, which are wider."""
+        """Gram matrices of the stacks, not formed: ``sum_j (F_j^T F_j) o (s_ij s_ij^T)``, ``(runs, i, r, r)``."""
         products, (runs, b, _, r) = factor.mT @ factor, s.shape
         out = factor.new_empty(runs, b, r, r)
         for i in _pieces(b, CACHE_NUMBERS // products.numel()):
@@ -263,7 +263,7 @@ def _pieces(total: int, width: int):
 
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:
-    """``gram^-1 right`` for positive definite matrices ``(..., r, r)``; uses ``gram`` up. No check, no sync, no inverse.
+    """``gram^-1 right`` for positive definite matrices ``(..., r, r)``, by elimination; overwrites ``gram``. No check.
 
     Cholesky factors block by block: LAPACK is slow on matrices of a few hundred rows, batched products are not.
     """

@@ -89,6 +89,25 @@ def test_cifar_reads_its_archive(cache, monkeypatch, tmp_path):
     assert (inputs.shape, labels.shape) == ((15, 3072), (15,))
 
 
+def test_cifar100_reads_its_archive(cache, monkeypatch, tmp_path):
+    import io
+    import pickle
+    import tarfile
+
+    path = tmp_path / "hundred.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        content = pickle.dumps({b"data": np.full((5, 3072), 255, np.uint8), b"fine_labels": [3, 99, 0, 1, 2]})
+        entry = tarfile.TarInfo("cifar-100-python/test")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    source = ("hundred.tar.gz", path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(data, "CIFAR100", source)
+    inputs, labels = data.cifar100("test")
+    assert (inputs.min(), inputs.max(), labels.tolist()) == (1, 1, [3, 99, 0, 1, 2])
+    with pytest.raises(ParameterError, match="part must be"):
+        data.cifar100("validation")
+
+
 def test_movielens_reads_its_archive(cache, monkeypatch, tmp_path):
     path = tmp_path / "small.zip"
     with zipfile.ZipFile(path, "w") as archive:
