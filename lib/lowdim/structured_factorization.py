@@ -14,7 +14,7 @@ from torch import Tensor
 from lowdim.checks import ParameterError, choice, integer, number
 
 FORMS = ("paper", "released")
-CACHE_NUMBERS = 1 << 17  # numbers in a temporary that stays in a core's caches
+CACHE_NUMBERS = 1 << 18  # numbers in a temporary that stays in a core's caches
 CHOLESKY_RANK = 64  # measured: the largest block that is better factorized at once
 POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
 
@@ -182,7 +182,7 @@ class BlastDescent:
             gram.diagonal(dim1=-2, dim2=-1).add_(delta[:, None, None])
             change = _solve(gram.clone(), gradient.mT).mT
         else:
-            change = gradient / self._largest(which, runs, gram)[..., None, None]
+            change = gradient / self._largest(which, runs, gram, also=gradient.mT[..., :1])[0][..., None, None]
         change = change.mul_(-eta.view(-1, 1, 1, 1))
         # the loss is quadratic in the factor: no residual is needed, and nothing cancels against ||A||^2
         bend = change @ gram - delta.view(-1, 1, 1, 1) * change
@@ -206,23 +206,26 @@ class BlastDescent:
                     best = _solve(w, torch.addcmul(right, delta, old).unsqueeze(-1)).squeeze(-1)
                     old.lerp_(best, eta.expand_as(old))
                 else:
-                    top = self._largest(2, runs, w, i, j)
-                    old -= eta * ((w @ old.unsqueeze(-1)).squeeze(-1) - right) / top[..., None]
+                    top, image = self._largest(2, runs, w, i, j, also=old.unsqueeze(-1))
+                    old -= eta * (image.squeeze(-1) - right) / top[..., None]
 
     def _damping(self, runs: slice, loss: Tensor) -> Tensor:
         return self._delta0[runs] * loss.clamp(min=0).sqrt()
 
-    def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice) -> Tensor:
-        """The largest eigenvalue of Gram matrices: power iteration from the last vectors, plus its residual's norm."""
+    def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice, also: Tensor):
+        """Largest eigenvalues of Gram matrices, and the matrices times ``also (..., r, 1)``, in the same product.
+
+        Power iteration from the last vectors, plus the residual's norm, so that a step is rather too short.
+        """
         vectors = self._tops[which][(runs, *rows)]
         unit = vectors.unsqueeze(-1)
         for _ in range(POWER_STEPS):
             unit = gram @ unit
             unit = unit / unit.norm(dim=-2, keepdim=True)
-        image = gram @ unit
+        image, other = (gram @ torch.cat([unit, also], -1)).split([1, also.shape[-1]], -1)
         value = (unit * image).sum(-2, keepdim=True)
         vectors.copy_(unit.squeeze(-1))
-        return (value + (image - value * unit).norm(dim=-2, keepdim=True)).flatten(-3)
+        return (value + (image - value * unit).norm(dim=-2, keepdim=True)).flatten(-3), other
 
     def _exact_loss(self, runs: slice) -> Tensor:
         """From the residual, which the next step needs for the gradient in ``U``."""
