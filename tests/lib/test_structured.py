@@ -200,8 +200,8 @@ def test_models_are_what_they_say(random):
     torch.testing.assert_close(patches[0, 6], patch)
     gpt = GPT(11, 8, 16, 2, 2, random, std=0.1, embedding=0.5)
     assert gpt.head.weight is gpt.tokens.weight
-    assert 0.4 < float(gpt.tokens.weight.std()) < 0.6
-    assert 0.08 < float(gpt.blocks[0].attn.qkv.weight.std()) < 0.12
+    assert 0.4 < gpt.tokens.weight.std().item() < 0.6
+    assert 0.08 < gpt.blocks[0].attn.qkv.weight.std().item() < 0.12
     tokens = torch.randint(11, (8,), generator=random)
     changed = tokens.clone()
     changed[5] = (changed[5] + 1) % 11
