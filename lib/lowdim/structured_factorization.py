@@ -82,9 +82,9 @@ class BlastDescent:
     """Alternating gradient descent on ``1/2 ||A - A_hat||_F^2`` over ``U``, then ``V``, then ``s``.
 
     The gradients are those of Lee et al. 2024, section 3. That in ``U`` comes from the residual of the last loss; the
-    others from Gram matrices, ``V_j G_j - sum_i (A_ij^T U_i) s_ij`` with ``G_j = sum_i (U_i^T U_i) o (s_ij s_ij^T)`` and
-    so on, and share the products ``A_ij^T U_i``. ``preconditioned=False`` divides each block's gradient by the largest
-    eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus
+    others from Gram matrices, ``V_j G_j - sum_i (A_ij^T U_i) s_ij`` with ``G_j = sum_i (U_i^T U_i) o (s_ij s_ij^T)``
+    and so on, and share the products ``A_ij^T U_i``. ``preconditioned=False`` divides each block's gradient by the
+    largest eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus
     ``delta0 sqrt(loss)``, the loss being taken anew before each of the three.
 
     Args:
