@@ -5,8 +5,8 @@
 * Under each figure: its data as .npz and .csv, and where it comes from. On dark pages: its dark version.
 * Each page carries a content-security policy, see ``policy``.
 * What is filled from the results, such as the scoreboard, is in ``claimpages``.
-* The buttons for Colab, Binder and download lead to the published notebook. MathJax and plotly.js come from their installed packages, so the
-  book works offline.
+* The buttons for Colab, Binder and download lead to the published notebook. MathJax and plotly.js come from their
+  installed packages, so the book works offline.
 
 The seam is ``myst_nb.core.read.read_myst_markdown_notebook`` of the pinned myst-nb.
 """
