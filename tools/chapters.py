@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class Chapter:
         return found
 
     def code(self) -> str:
-        """The code without prose, captions and tags: what decides whether the chapter runs again."""
+        """The code without prose, captions and tags."""
         return "\n\n".join(code for _, code in self.cells) + "\n"
 
     def knobs(self) -> dict[str, Knob]:
@@ -112,6 +113,16 @@ class Chapter:
     def library(self) -> list[str]:
         """The files of the library that the chapter imports, directly or not, relative to the root."""
         return sorted(path.relative_to(ROOT).as_posix() for path in _closure(self.code()))
+
+    def key(self) -> str:
+        """What decides whether the chapter runs again: its code, the library that it imports, the pinned versions.
+
+        Contents only: the build does not care about dates of files, so a clock that was wrong does no harm.
+        """
+        digest = hashlib.sha256(self.code().encode())
+        for name in [*self.library(), "requirements.txt"]:
+            digest.update(f"\n{name}\n".encode() + ((ROOT / name).read_bytes() if (ROOT / name).exists() else b""))
+        return digest.hexdigest()
 
 
 def all_chapters() -> list[Chapter]:
@@ -186,6 +197,11 @@ def verdict_counts(results: dict) -> dict[str, int]:
     return {verdict: verdicts.count(verdict) for verdict in ("reproduced", "failed", "not attempted")}
 
 
+def build_root() -> Path:
+    """Where the build keeps everything: ``build``, or the folder that LOWDIM_BUILD names."""
+    return ROOT / os.environ.get("LOWDIM_BUILD", "build")
+
+
 def build_folder(profile: str, slug: str) -> Path:
     """Where the build keeps a chapter's notebook, results and figure data."""
-    return ROOT / os.environ.get("LOWDIM_BUILD", "build") / "chapters" / profile / slug
+    return build_root() / "chapters" / profile / slug

@@ -3,14 +3,14 @@
     python tools/run_chapter.py edge-of-stability --profile quick -p depth 4 -p sigma "[5, 2]" --out somewhere
 
 leaves ``notebook.ipynb``, ``results.json`` and the figure data in the output folder. Either all of it is replaced or,
-if anything goes wrong, nothing is.
+if anything goes wrong, nothing is. ``stamp.json`` lists it with checksums.
 """
 
 import argparse
 import json
 import logging
 import os
-import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +24,8 @@ try:
     import nbformat
     import papermill
     from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find, verdict_counts
+    from folders import BusyError, deliver, workplace
+    from watchdog import Watchdog
 except ModuleNotFoundError as error:  # started with a Python that has not got the book's environment
     inside = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
     if not inside.exists() or Path(sys.prefix) == inside.parent.parent:
@@ -32,7 +34,8 @@ except ModuleNotFoundError as error:  # started with a Python that has not got t
 
 from lowdim.files import SCHEMA, write_atomically  # noqa: E402 (after the check of the environment)
 
-CELL_SECONDS = {"quick": 600, "paper": None}
+MINUTES = {"quick": 30, "paper": 600}
+MEMORY_MB = {"quick": 4000, "paper": 32000}
 
 
 class ChapterError(RuntimeError):
@@ -45,6 +48,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", default="quick", choices=["quick", "paper"])
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "JSON"), help="set a knob")
     parser.add_argument("--out", type=Path, help="output folder (default: the build's own)")
+    parser.add_argument("--minutes", type=float, help="the longest it may run (quick: 30, paper: 600)")
+    parser.add_argument("--memory", type=float, metavar="MB", help="the most it may hold (quick: 4000, paper: 32000)")
     parser.add_argument("--knobs", action="store_true", help="list the chapter's knobs and stop")
     return parser.parse_args()
 
@@ -69,11 +74,11 @@ def parsed_knobs(chapter: Chapter, pairs: list, profile: str) -> dict:
     return given
 
 
-def execute(chapter: Chapter, knobs: dict, work: Path) -> nbformat.NotebookNode:
+def execute(chapter: Chapter, knobs: dict, work: Path, watchdog: Watchdog) -> nbformat.NotebookNode:
     """Run the notebook in the folder ``work``; returns it executed.
 
     Raises:
-        ChapterError: a cell raised; the notebook as far as it came is ``work/failed.ipynb``.
+        ChapterError: a cell raised (the notebook as far as it came is ``work/failed.ipynb``), or the kernel died.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its own guess at unknown parameters; ours is above
     notebook = jupytext.reads(chapter.text, fmt="md:myst")
@@ -81,16 +86,22 @@ def execute(chapter: Chapter, knobs: dict, work: Path) -> nbformat.NotebookNode:
         cell["id"] = f"cell-{index:03d}"
     nbformat.write(notebook, work / "input.ipynb")
     try:
-        papermill.execute_notebook(
-            str(work / "input.ipynb"), str(work / "failed.ipynb"), knobs, kernel_name="python3", cwd=str(work),
-            progress_bar=False, log_output=False, execution_timeout=CELL_SECONDS[knobs["profile"]],
-            request_save_on_cell_execute=False,  # it saves at the end, and when a cell fails
-        )  # fmt: skip
+        with watchdog:
+            papermill.execute_notebook(
+                str(work / "input.ipynb"), str(work / "failed.ipynb"), knobs, kernel_name="python3", cwd=str(work),
+                progress_bar=False, log_output=False,
+                request_save_on_cell_execute=False,  # it saves at the end, and when a cell fails
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())
         raise ChapterError(f"{chapter.slug}: {error.ename} in section {_section(work, error)!r}: {message}") from error
-    except Exception as error:  # the kernel died, or a cell ran out of time
-        raise ChapterError(f"{chapter.slug}: {type(error).__name__}: {' '.join(str(error).split())[:400]}") from error
+    except Exception as error:
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        if watchdog.reason:
+            words = f"stopped, {watchdog.reason}."
+        elif "Kernel died" in words:
+            words = "its kernel was killed, by hand or by the system (which does so when memory runs out)."
+        raise ChapterError(f"{chapter.slug}: {words}") from error
     return nbformat.read(work / "failed.ipynb", 4)
 
 
@@ -108,7 +119,7 @@ def _raised(cell) -> bool:
 
 
 def finished(chapter: Chapter, notebook: nbformat.NotebookNode, work: Path) -> dict:
-    """Check the results against the schema and add captions and alt texts to the figures."""
+    """Check the results against the schema, add captions and alt texts to the figures, write both files."""
     if not (work / "results.json").exists():
         raise ChapterError(f"{chapter.slug}: the chapter ended without writing results.json (see out.write).")
     results = json.loads((work / "results.json").read_text())
@@ -119,26 +130,34 @@ def finished(chapter: Chapter, notebook: nbformat.NotebookNode, work: Path) -> d
             caption, alt = options["figure"]["caption"], options["image"]["alt"]
             results["figures"][name] |= {"caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
     jsonschema.validate(results, json.loads(SCHEMA.read_text()))
+    write_atomically(work / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata.tags.append("remove-cell")
+    write_atomically(work / "notebook.ipynb", nbformat.writes(notebook).encode())
     return results
 
 
-def deliver(results: dict, notebook: nbformat.NotebookNode, work: Path, out: Path) -> None:
-    """Move everything into the output folder file by file, ``results.json`` last; drop figure data of an older run."""
-    files = {p.name for p in work.iterdir() if p.suffix in (".npz", ".csv", ".png")}
-    old = json.loads((out / "results.json").read_text())["figures"] if (out / "results.json").exists() else {}
-    for name in sorted(files):
-        os.replace(work / name, out / name)
-    for name in old.keys() - results["figures"].keys():
-        for path in out.glob(f"{name}.*"):
-            path.unlink()
-    write_atomically(out / "notebook.ipynb", nbformat.writes(notebook).encode())
-    (out / "failed.ipynb").unlink(missing_ok=True)
-    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
+def run(chapter: Chapter, knobs: dict, work: Path, out: Path, key: str, options: argparse.Namespace) -> dict:
+    """Execute, check and deliver; returns the results.
+
+    Raises:
+        ChapterError: whatever went wrong, in one sentence; ``failed.ipynb`` is in the output folder if a cell raised.
+    """
+    profile = knobs["profile"]
+    limits = options.minutes or MINUTES[profile], options.memory or MEMORY_MB[profile]
+    try:
+        notebook = execute(chapter, knobs, work, Watchdog(*limits))
+        results = finished(chapter, notebook, work)
+        names = [p.name for p in work.iterdir() if p.suffix in (".npz", ".csv", ".png")]
+        deliver(work, out, [*names, "notebook.ipynb", "results.json"], key)
+    except (ChapterError, OSError, jsonschema.ValidationError) as error:
+        if (work / "failed.ipynb").exists():
+            os.replace(work / "failed.ipynb", out / "failed.ipynb")
+        raise ChapterError(error.message if isinstance(error, jsonschema.ValidationError) else str(error)) from error
+    return results
 
 
 def main() -> int:
@@ -153,25 +172,24 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     out = (options.out or build_folder(knobs["profile"], chapter.slug)).absolute()
-    work = out / f".run-{os.getpid()}"
+    key = chapter.key() if knobs == {"profile": options.profile} else f"knobs {json.dumps(knobs)}"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: tidily
+    started = time.time()
     try:
-        work.mkdir(parents=True)
+        with workplace(out) as work:
+            results = run(chapter, knobs, work, out, key, options)
+    except ChapterError as error:
+        print(f"{error}\nThe output folder keeps what it had.", file=sys.stderr)
+        return 1
+    except BusyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{chapter.slug}: stopped.\nThe output folder keeps what it had.", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"cannot write to the output folder {options.out or out}: {error.strerror}.", file=sys.stderr)
         return 2
-    started = time.time()
-    try:
-        notebook = execute(chapter, knobs, work)
-        results = finished(chapter, notebook, work)
-        deliver(results, notebook, work, out)
-    except (ChapterError, OSError, jsonschema.ValidationError) as error:
-        text = error.message if isinstance(error, jsonschema.ValidationError) else str(error)
-        print(f"{text}\nThe output folder keeps what it had.", file=sys.stderr)
-        if (work / "failed.ipynb").exists():
-            os.replace(work / "failed.ipynb", out / "failed.ipynb")
-        return 1
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     words = ", ".join(f"{number} {verdict}" for verdict, number in verdict_counts(results).items())
     print(f"{chapter.slug}: {time.time() - started:.1f} s, {results['peak_memory_mb']} MB, {words}")
     return 0
