@@ -11,6 +11,7 @@ import sys
 from chapters import ROOT, BadInputError, Chapter, all_chapters, build_folder, build_root, find
 from folders import BUSY, BusyError, build_lock, locked, stamp, whole
 
+CLUSTER = ROOT / "build" / "cluster"
 FREE_MB = 100  # less room than this: stop before Snakemake does, whose own files would be half written
 
 
@@ -39,7 +40,10 @@ def run_stale(profile: str, slugs: list[str], jobs: int, machine: str) -> int:
     """Run what is not up to date; returns an exit status."""
     if any((ROOT / ".snakemake" / "locks").glob("*")):  # left by a build that was killed: we hold the real lock
         shutil.rmtree(ROOT / ".snakemake" / "locks")
-    if machine == "default":
+    if machine != "default":  # the packages of requirements-cluster.txt, here and in the jobs
+        sys.path.insert(0, str(CLUSTER))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CLUSTER), os.environ.get("PYTHONPATH")]))
+    else:
         os.environ["LOWDIM_RUNNER"] = str(os.getpid())  # the chapters end when this process is gone
     flags = ["-q", "host", "--show-failed-logs", "--workflow-profile", f"profiles/{machine}"]
     flags += ["--cores", str(jobs)] if machine == "default" else []

@@ -1,8 +1,8 @@
 """A chapter's output folder: one writer at a time, all of a run or nothing of it, and whether it is still whole.
 
 A run works in ``.run-PID`` inside the folder. What it leaves is listed with checksums in ``stamp.json``; then the work
-folder is renamed to ``.ready``, which decides: before it, the old files stand; after it, the new ones do, and what a kill
-left to be moved is moved by the next run.
+folder is renamed to ``.ready``, which decides: before it, the old files stand; after it, the new ones do, and what a
+kill left to be moved is moved by the next run.
 """
 
 import contextlib
