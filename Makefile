@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help env book run site chapter new paper test test-cluster lint serve pdf reference bench clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo "  knobs: PROFILE=quick|paper  JOBS=$(JOBS)  CH=chapter  PYTHON=$(PYTHON)  ON=default|slurm"
 
 env: .venv/.complete  ## the environment, .venv
@@ -34,8 +34,8 @@ chapter: env     ## one chapter and the site: make chapter CH=edge-of-stability
 new: env         ## a new chapter from the template: make new CH=intrinsic-dimension
 	@$(BIN)/python tools/new_chapter.py $(CH)
 
-paper: env       ## paper-size results of CH, or of every chapter (needs a GPU), into results/paper
-	@$(BIN)/python tools/paper.py $(CH)
+paper: env $(if $(filter slurm,$(ON)),build/cluster/.complete)  ## paper-size results of CH, or of every chapter (needs a GPU), into results/paper
+	@$(BIN)/python tools/paper.py --on $(ON) $(CH)
 
 # What a hosted notebook service offers, as far as the chapters use it; without the book's library and tools.
 COLAB = torch numpy scipy matplotlib plotly scikit-learn scikit-image ipykernel

@@ -1,5 +1,6 @@
 # Executes the chapters. `make run` calls it through tools/execute.py; on a cluster: tools/execute.py --on slurm, or
 #     snakemake --workflow-profile profiles/slurm --config profile=paper
+import os
 import sys
 
 sys.path.insert(0, "tools")
@@ -7,7 +8,7 @@ from chapters import all_chapters, build_folder, build_root
 from folders import whole
 
 PROFILE = config.get("profile", "quick")
-BUILD = build_root().as_posix()
+BUILD = os.path.relpath(build_root())
 WANTED = [c for c in all_chapters() if c.slug in config.get("only", c.slug).split()]
 
 # What is up to date is decided by contents (Chapter.key and the checksums beside the results), not by dates of files

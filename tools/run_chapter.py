@@ -129,7 +129,10 @@ def finished(chapter: Chapter, notebook: nbformat.NotebookNode, work: Path) -> d
         if name in results["figures"]:
             caption, alt = options["figure"]["caption"], options["image"]["alt"]
             results["figures"][name] |= {"caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
-    jsonschema.validate(results, json.loads(SCHEMA.read_text()))
+    form = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    if fault := jsonschema.exceptions.best_match(form.iter_errors(results)):
+        where = "/".join(map(str, fault.absolute_path))
+        raise ChapterError(f"{chapter.slug}: results.json breaks its schema at {where!r}: {fault.message}.")
     write_atomically(work / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
@@ -153,10 +156,10 @@ def run(chapter: Chapter, knobs: dict, work: Path, out: Path, key: str, options:
         results = finished(chapter, notebook, work)
         names = [p.name for p in work.iterdir() if p.suffix in (".npz", ".csv", ".png")]
         deliver(work, out, [*names, "notebook.ipynb", "results.json"], key)
-    except (ChapterError, OSError, jsonschema.ValidationError) as error:
+    except (ChapterError, OSError) as error:
         if (work / "failed.ipynb").exists():
             os.replace(work / "failed.ipynb", out / "failed.ipynb")
-        raise ChapterError(error.message if isinstance(error, jsonschema.ValidationError) else str(error)) from error
+        raise ChapterError(str(error)) from error
     return results
 
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-from chapters import all_chapters, build_folder
+from chapters import all_chapters, build_folder  # noqa: E402
 
 SLUGS = os.environ.get("CHAPTERS", "").split() or [chapter.slug for chapter in all_chapters()]
 SCRATCH = ROOT / "build" / "through-slurm"
@@ -36,8 +36,9 @@ def through_slurm():
     settings = {"LOWDIM_BUILD": "build/through-slurm", "SNAKEMAKE_PROFILE": str(ROOT / "tests/cluster/profile")}
     command = [sys.executable, "tools/execute.py", "--on", "slurm", *SLUGS]
     begun = time.time()
-    log = open(ROOT / "build/through-slurm.log", "w+")
-    build = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=log, stderr=subprocess.STDOUT)
+    log = ROOT / "build/through-slurm.log"
+    with log.open("w") as file:
+        build = subprocess.Popen(command, cwd=ROOT, env=os.environ | settings, stdout=file, stderr=file)
     jobs, killed = {}, None
     while build.poll() is None and time.time() < begun + 3600:
         for line in filter(None, squeue("%i %T %m %l %c %b")):
@@ -49,9 +50,8 @@ def through_slurm():
             if killed:
                 subprocess.run(["scancel", "--signal=KILL", "--full", killed], check=True)
         time.sleep(0.5)
-    log.seek(0)
     print(f"\n{len(SLUGS)} chapters through Slurm: {time.time() - begun:.0f} s, {len(jobs)} jobs, job {killed} killed")
-    return build.wait(10), log.read(), jobs, killed
+    return build.wait(10), log.read_text(), jobs, killed
 
 
 def test_all_chapters_are_done_though_a_job_was_killed(through_slurm):
