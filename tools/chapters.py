@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
+from imports import closure
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ROOT / "lib"
 _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.M | re.S)
 _OPTIONS = re.compile(r"\A(?:---\n.*?\n---\n|(?::[^\n]*\n)+)", re.S)
 
@@ -112,7 +112,7 @@ class Chapter:
 
     def library(self) -> list[str]:
         """The files of the library that the chapter imports, directly or not, relative to the root."""
-        return sorted(path.relative_to(ROOT).as_posix() for path in _closure(self.code()))
+        return sorted(path.relative_to(ROOT).as_posix() for path in closure(self.code(), ROOT / "lib"))
 
     def key(self) -> str:
         """What decides whether the chapter runs again: its code, the library that it imports, the pinned versions.
@@ -162,33 +162,6 @@ def check_knobs(chapter: Chapter, given: dict) -> None:
 def _hint(word: str, known) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _closure(code: str) -> set[Path]:
-    """Library files reached from this code by import statements; found in the text, nothing is imported."""
-    seen, waiting = set(), [code]
-    while waiting:
-        for module in _imported(waiting.pop()):
-            base = LIBRARY.joinpath(*module.split("."))
-            for path in (base.with_suffix(".py"), base / "__init__.py"):
-                if path.exists() and path not in seen:
-                    seen.add(path)
-                    waiting.append(path.read_text())
-    data = {path for path in LIBRARY.glob("lowdim/*.html") if LIBRARY / "lowdim" / "results.py" in seen}
-    return seen | data
-
-
-def _imported(code: str):
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] == "lowdim":
-                yield from ({"lowdim", name} if "." in name else {name})
 
 
 def verdict_counts(results: dict) -> dict[str, int]:

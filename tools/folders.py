@@ -56,10 +56,10 @@ def workplace(out: Path):
     """A fresh work folder inside ``out``, which this process has to itself; what earlier runs left behind goes.
 
     Raises:
-        BusyError, OSError: as in ``locked``. A run whose parent was killed notices and ends, hence the patience.
+        BusyError, OSError: as in ``locked``. A chapter whose build was killed ends soon: hence the patience.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock", f"Another run writes to {out}; wait for it to end, or give another --out.", 5):
+    with locked(out / ".lock", f"Another run writes to {out}; wait for it to end, or give another --out.", 10):
         finish(out)
         for left in out.glob(".run-*"):
             shutil.rmtree(left, ignore_errors=True)

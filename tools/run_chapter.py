@@ -19,12 +19,12 @@ for _limit in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_limit, "1")  # chapters run side by side; threads inside each make all of them slower
 
 try:
-    import jsonschema
     import jupytext
     import nbformat
     import papermill
     from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find, verdict_counts
     from folders import BusyError, deliver, workplace
+    from outcome import ChapterError, finished, section_that_failed
     from watchdog import Watchdog
 except ModuleNotFoundError as error:  # started with a Python that has not got the book's environment
     inside = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
@@ -32,14 +32,8 @@ except ModuleNotFoundError as error:  # started with a Python that has not got t
         sys.exit(f"The book's environment is missing ({error}): run `make env` first.")
     os.execv(inside, [str(inside), *sys.argv])
 
-from lowdim.files import SCHEMA, write_atomically  # noqa: E402 (after the check of the environment)
-
 MINUTES = {"quick": 30, "paper": 600}
 MEMORY_MB = {"quick": 4000, "paper": 32000}
-
-
-class ChapterError(RuntimeError):
-    """A chapter raised; the message is one sentence."""
 
 
 def arguments() -> argparse.Namespace:
@@ -94,7 +88,9 @@ def execute(chapter: Chapter, knobs: dict, work: Path, watchdog: Watchdog) -> nb
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())
-        raise ChapterError(f"{chapter.slug}: {error.ename} in section {_section(work, error)!r}: {message}") from error
+        raise ChapterError(
+            f"{chapter.slug}: {error.ename} in section {section_that_failed(work)!r}: {message}"
+        ) from error
     except Exception as error:
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         if watchdog.reason:
@@ -103,44 +99,6 @@ def execute(chapter: Chapter, knobs: dict, work: Path, watchdog: Watchdog) -> nb
             words = "its kernel was killed, by hand or by the system (which does so when memory runs out)."
         raise ChapterError(f"{chapter.slug}: {words}") from error
     return nbformat.read(work / "failed.ipynb", 4)
-
-
-def _section(work: Path, error) -> str:
-    cells = nbformat.read(work / "failed.ipynb", 4).cells
-    at = next((k for k, c in enumerate(cells) if c.cell_type == "code" and _raised(c)), 0)
-    headings = [
-        line for c in cells[:at] if c.cell_type == "markdown" for line in c.source.splitlines() if line[:1] == "#"
-    ]
-    return headings[-1].lstrip("# ") if headings else "?"
-
-
-def _raised(cell) -> bool:
-    return any(output.output_type == "error" for output in cell.get("outputs", []))
-
-
-def finished(chapter: Chapter, notebook: nbformat.NotebookNode, work: Path) -> dict:
-    """Check the results against the schema, add captions and alt texts to the figures, write both files."""
-    if not (work / "results.json").exists():
-        raise ChapterError(f"{chapter.slug}: the chapter ended without writing results.json (see out.write).")
-    results = json.loads((work / "results.json").read_text())
-    for cell in notebook.cells:
-        options = cell.metadata.get("mystnb", {})
-        name = options.get("figure", {}).get("name", "").removeprefix(f"fig-{chapter.slug}-")
-        if name in results["figures"]:
-            caption, alt = options["figure"]["caption"], options["image"]["alt"]
-            results["figures"][name] |= {"caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
-    form = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    if fault := jsonschema.exceptions.best_match(form.iter_errors(results)):
-        where = "/".join(map(str, fault.absolute_path))
-        raise ChapterError(f"{chapter.slug}: results.json breaks its schema at {where!r}: {fault.message}.")
-    write_atomically(work / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("remove-cell")
-    write_atomically(work / "notebook.ipynb", nbformat.writes(notebook).encode())
-    return results
 
 
 def run(chapter: Chapter, knobs: dict, work: Path, out: Path, key: str, options: argparse.Namespace) -> dict:
@@ -156,7 +114,7 @@ def run(chapter: Chapter, knobs: dict, work: Path, out: Path, key: str, options:
         results = finished(chapter, notebook, work)
         names = [p.name for p in work.iterdir() if p.suffix in (".npz", ".csv", ".png")]
         deliver(work, out, [*names, "notebook.ipynb", "results.json"], key)
-    except (ChapterError, OSError) as error:
+    except (ChapterError, OSError, ValueError) as error:
         if (work / "failed.ipynb").exists():
             os.replace(work / "failed.ipynb", out / "failed.ipynb")
         raise ChapterError(str(error)) from error

@@ -43,14 +43,15 @@ class Watchdog(threading.Thread):
             if self.reason:
                 self.kill()
                 return
+            if self._runner and not _alive(self._runner):  # nobody listens; the next run sweeps the work folder
+                self.kill()
+                os._exit(1)
 
     def _reason(self, seconds: float) -> str:
         if seconds > 60 * self.minutes:
             return f"it ran longer than its limit of {self.minutes:g} minutes (--minutes sets another)"
         if (used := sum(map(_resident_mb, self._family))) > self.memory_mb:
             return f"it used {used:.0f} MB of memory, its limit is {self.memory_mb:g} MB (--memory sets another)"
-        if self._runner and not _alive(self._runner):
-            return "the build that started it is gone"
         return ""
 
     def kill(self):
