@@ -21,7 +21,7 @@ project, author, copyright, master_doc = "Toys", "Us", "2026", "book/part/one"
 extensions = ["myst_nb", "sphinxcontrib.bibtex", "bookpages"]
 bibtex_bibfiles, nb_execution_mode = ["book/references.bib"], "off"
 html_theme, html_theme_options = "sphinx_book_theme", {"repository_url": "https://github.com/us/toys"}
-exclude_patterns = ["lib", "build", "tools", ".venv", "site"]
+exclude_patterns = ["lib", "build", "tools", ".venv", "site", "jupyter_execute"]
 """
 BIB = "@article{light, title={On light}, author={A. Writer}, journal={J}, year={2020}}\n"
 

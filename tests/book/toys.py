@@ -59,6 +59,7 @@ claim |= {"origin": "derived", "measured": 1, "spread": 0, "n_seeds": 1, "tolera
 results = {"slug": "SLUG", "profile": profile, "parameters": parameters, "claims": [claim | {"note": ""}]}
 results |= {"figures": {name: {"data": f"{name}.npz"} for name in figures}, "glue": {}}
 Path("results.json").write_text(json.dumps(results | facts))
+print(f"seed {seed}")
 ```
 """
 )
