@@ -25,7 +25,7 @@ try:
     from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find, verdict_counts
     from folders import BusyError, deliver, workplace
     from outcome import ChapterError, finished, section_that_failed
-    from watchdog import Watchdog
+    from watchdog import Watchdog, stop_tidily
 except ModuleNotFoundError as error:  # started with a Python that has not got the book's environment
     inside = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
     if not inside.exists() or Path(sys.prefix) == inside.parent.parent:
@@ -134,7 +134,8 @@ def main() -> int:
         return 2
     out = (options.out or build_folder(knobs["profile"], chapter.slug)).absolute()
     key = chapter.key() if knobs == {"profile": options.profile} else f"knobs {json.dumps(knobs)}"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: tidily
+    for polite in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(polite, stop_tidily)
     started = time.time()
     try:
         with workplace(out) as work:

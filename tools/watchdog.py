@@ -41,10 +41,10 @@ class Watchdog(threading.Thread):
                 self._family, looked = psutil.Process().children(recursive=True), now
             self.reason = self._reason(now - started)
             if self.reason:
-                self.kill()
+                kill_children()
                 return
             if self._runner and not _alive(self._runner):  # nobody listens; the next run sweeps the work folder
-                self.kill()
+                kill_children()
                 os._exit(1)
 
     def _reason(self, seconds: float) -> str:
@@ -54,10 +54,18 @@ class Watchdog(threading.Thread):
             return f"it used {used:.0f} MB of memory, its limit is {self.memory_mb:g} MB (--memory sets another)"
         return ""
 
-    def kill(self):
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+
+def kill_children() -> None:
+    """End everything that this process started, at once."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def stop_tidily(*_):
+    """A handler of signals: the kernel ends without a word, this process like after Ctrl-C."""
+    kill_children()
+    raise KeyboardInterrupt
 
 
 def _resident_mb(process: psutil.Process) -> float:

@@ -73,7 +73,7 @@ def test_a_full_disk(project, good, small_disk, leave):
 
 def test_a_full_disk_stops_the_build_before_it_begins(project, small_disk, monkeypatch):
     monkeypatch.setenv("LOWDIM_BUILD", str(small_disk))
-    clear(*reversed(end(start(project, "tools/execute.py"))), "MB free on the disk, too little to run a chapter")
+    clear(*reversed(end(start(project, "tools/execute.py"))), "MB free, too little to run a chapter")
 
 
 def test_files_may_not_grow(project, good):
