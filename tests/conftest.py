@@ -10,7 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; kernels that nbva
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+for folder in ("tools", "book/_ext"):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / folder))
 from make_pdf import BROWSERS
 
 torch.set_num_threads(1)
