@@ -10,8 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; kernels that nbva
 import pytest
 import torch
 
-for folder in ("tools", "book/_ext"):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / folder))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book/_ext"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from make_pdf import BROWSERS
 
 torch.set_num_threads(1)
