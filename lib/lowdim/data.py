@@ -12,6 +12,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def fetch(name: str, url: str, checksum: str, timeout: float = 60.0) -> Path:
             "set LOWDIM_DATA to another folder."
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return path
 
 

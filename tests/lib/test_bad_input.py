@@ -272,11 +272,11 @@ CASES = [
         "eta": ETA + bad.only("wrong length", t(5))}),
     # sweeps
     Case(sweeps.plan, lambda: dict(make=lambda runs: network(len(runs)), runs=6, steps=2), {
-        "make": bad.function(), "runs": RUNS, "steps": RUNS, "memory": bad.count(1), "pilot": RUNS,
+        "make": bad.function(), "runs": RUNS, "steps": RUNS, "memory": bad.count(1)[:3], "pilot": RUNS,
         "quiet": bad.flag()}),
     Case(sweeps.sweep, lambda: dict(
-        make=lambda runs: network(len(runs)), runs=6, steps=2, record=lambda net: {"loss": net.loss()}, batch=2), {
-        "make": bad.function(), "runs": RUNS, "steps": RUNS, "record": bad.function(), "batch": RUNS}),
+        make=lambda runs: network(len(runs)), runs=6, steps=2, record=lambda net: {"loss": net.loss}, batch=2), {
+        "make": bad.function(), "runs": RUNS, "steps": RUNS, "record": bad.function(), "batch": RUNS[:3]}),
     Case(sweeps.bounds, lambda: dict(runs=6, shard=0, shards=2), {
         "runs": RUNS, "shard": bad.count(0, 1), "shards": RUNS, "align": RUNS}),
     # data, results, claims, plots, runtime, quality
@@ -340,7 +340,7 @@ CASES = [
         "device": bad.choice() + bad.only("no such GPU", "cuda:99", "cuda:999")}),
     Case(runtime.generator, lambda: dict(seed=3), {"seed": bad.count(0, 2**63 - 1)}),
     *[Case(f, lambda: dict(device=torch.device("cpu")), {"device": bad.only("wrong type", None, "cpu", 0)})
-        for f in (runtime.device_name, runtime.peak_memory_mb, runtime.provenance)],
+        for f in (runtime.device_name, runtime.peak_memory_mb, runtime.provenance, runtime.free_memory)],
     Case(quality.psnr, lambda: dict(images=t(2, 1, 3, 3), truth=t(2, 1, 3, 3)), {
         "images": bad.tensor(dims=False), "truth": bad.tensor(dims=False, ends=(0, 2, 3)), "low": bad.real(),
         "high": bad.real() + bad.only("not above low", -1.0, -2.0)}),
