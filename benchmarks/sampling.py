@@ -23,9 +23,9 @@ def digits(images: int = 96):
     pictures = pictures[torch.randperm(len(pictures), generator=random)]
     train, test = pictures[:1600], pictures[1600:]
     began = time.perf_counter()
-    autoencoder = train_autoencoder(Autoencoder(SHAPE, 12, 192), train, random, steps=1700, batch=64, rate=3e-3)
+    autoencoder = train_autoencoder(Autoencoder(SHAPE, 12, 128), train, random, steps=2000, batch=64, rate=4e-3)
     latents = autoencoder.encode(train)
-    denoiser = train_denoiser(ResidualMLP(12, 192, 2), latents, schedule, random, steps=1800, rate=4e-3)
+    denoiser = train_denoiser(ResidualMLP(12, 128, 2), latents, schedule, random, steps=1500, rate=4e-3)
     training = time.perf_counter() - began
     ceiling = float(psnr(autoencoder.decode(autoencoder.encode(test)), test).mean())
     for part in (autoencoder, denoiser):  # comparing to 1e-5 needs more digits than float32 keeps over 100 steps

@@ -1,4 +1,4 @@
-"""Offline check of the built site: links, anchors, images and alt texts, downloads, errors, other hosts."""
+"""Offline check of the built site: links, anchors, images and alt texts, downloads, errors, other hosts, policies."""
 
 import argparse
 import re
@@ -8,6 +8,9 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 from chapters import ROOT
+
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import policy
 
 LOADED = (("link", "href"), ("img", "src"), ("script", "src"), ("iframe", "src"), ("source", "src"))
 NOT_LOADED = {"canonical", "edit", "author", "license"}  # values of rel that only name an address
@@ -50,6 +53,10 @@ def problems(site: Path) -> list[str]:
                 elif parts.fragment and target in known and unquote(parts.fragment) not in known[target]:
                     found.append(f"{name}: there is no anchor {address}")
         found += [f"{name}: {words}" for words in content_problems(soup)]
+        text = page.read_text()
+        bare = not soup.find(["head", "script"])  # the page that only leads from the site's root to its first page
+        if not bare and policy.META.findall(text) != [policy.policy(text)]:
+            found.append(f"{name}: its content-security policy is missing or not that of its scripts")
     for sheet in (site / "_static").rglob("*.css"):
         for address in re.findall(r"(?:@import\s+|url\()\s*['\"]?(https?://[^'\")\s]+)", sheet.read_text()):
             found.append(f"{sheet.relative_to(site)}: loads {address} from another host")

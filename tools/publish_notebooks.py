@@ -1,8 +1,8 @@
 """From executed notebooks to notebooks that a reader opens in Colab or Jupyter.
 
 A first cell installs the library at the commit of the build and nothing else; MyST roles and directives become plain
-markdown; captions and outputs stay. The files go to ``_build/html/notebooks`` and replace the sources behind the
-site's download button.
+markdown; captions and outputs stay. The files go to ``_build/html/notebooks``, where Colab, Binder and the download
+button find them; ``_build/html/binder`` says what Binder installs.
 """
 
 import argparse
@@ -156,17 +156,25 @@ def published(chapter: Chapter, profile: str, bib: dict) -> nbformat.NotebookNod
     return notebook
 
 
+def binder_requirements() -> str:
+    """The first block of the pins, which is what chapters import, and the library at the commit of the build."""
+    pins = (ROOT / "requirements.txt").read_text()
+    block = re.search(r"# the library and its chapters\n(.*?)\n\n", pins, re.S)[1]
+    return f"{block}\nipykernel\nlowdim @ git+{repository()}@{commit()}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the readers' notebooks into the site.")
     parser.add_argument("--profile", default="quick", choices=["quick", "paper"])
     profile = parser.parse_args().profile
     bib = references()
     for chapter in all_chapters():
-        text = nbformat.writes(published(chapter, profile, bib))
-        for folder in ("notebooks", "_sources"):
-            path = Path(SITE, folder, f"{chapter.docname}.ipynb")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+        path = Path(SITE, "notebooks", f"{chapter.docname}.ipynb")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(nbformat.writes(published(chapter, profile, bib)))
+        Path(SITE, "_sources", f"{chapter.docname}.ipynb").unlink(missing_ok=True)  # the theme's copy of the page
+    (SITE / "binder").mkdir(exist_ok=True)
+    (SITE / "binder/requirements.txt").write_text(binder_requirements())
     (SITE / ".nojekyll").touch()
 
 

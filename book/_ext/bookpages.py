@@ -3,9 +3,10 @@
 * Pages are the MyST sources; the outputs of their cells come from the executed notebooks of the build. Sphinx
   executes nothing. A page that was not run, or whose code changed since, gives a warning, which fails the build.
 * Under each figure: its data as .npz and .csv, and where it comes from. On dark pages: its dark version.
+* Each page carries a content-security policy, see ``policy``.
 * What is filled from the results, such as the scoreboard, is in ``claimpages``.
-* The Colab button opens the published notebook. MathJax and plotly.js come from their installed packages, so the
-  book works offline.
+* The buttons for Colab, Binder and download lead to the published notebook. MathJax and plotly.js come from their
+  installed packages, so the book works offline.
 
 The seam is ``myst_nb.core.read.read_myst_markdown_notebook`` of the pinned myst-nb.
 """
@@ -24,7 +25,8 @@ from sphinx.util import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import claimpages
-from claimpages import ROOT, raw, results_of, run_folder
+import policy
+from claimpages import ROOT, paper_folder, raw, results_of, run_folder
 
 from lowdim.claims import MARKS, anchor
 
@@ -67,9 +69,11 @@ def depend_on_run(app, docname, source):
 
 
 def outdated(app, env, added, changed, removed):
-    """Pages that were read before their chapter first ran, and those that show every chapter."""
+    """Pages that were read before their chapter first ran, here or at the paper's size, and those that show all."""
     new = [d for d in env.found_docs if (run_folder(d) / "notebook.ipynb").exists() and not env.dependencies.get(d)]
-    return [*new, *claimpages.PAGES]
+    kept = {d: paper_folder(d) / "results.json" for d in env.found_docs}
+    new += [d for d, path in kept.items() if path.exists() and str(path) not in env.dependencies.get(d, ())]
+    return [*new, *(page for page in claimpages.PAGES if page in env.found_docs)]
 
 
 # ---------------------------------------------------------------- figures
@@ -120,22 +124,26 @@ def repository(app) -> str:
     return os.environ.get("BOOK_REPOSITORY") or app.config.html_theme_options["repository_url"]
 
 
-def colab_button(app, pagename, templatename, context, doctree):
-    """Point the launch button at the notebook published beside the site."""
-    address = repository(app).removeprefix("https://github.com/")
+def rerun_buttons(app, pagename, templatename, context, doctree):
+    """Point the buttons that launch and download a chapter at the notebook published beside the site."""
+    address, notebook = repository(app).removeprefix("https://github.com/"), f"notebooks/{pagename}.ipynb"
+    targets = {
+        "Colab": f"https://colab.research.google.com/github/{address}/blob/gh-pages/{notebook}",
+        "Binder": f"https://mybinder.org/v2/gh/{address}/gh-pages?urlpath=lab/tree/{notebook}",
+        ".ipynb": "../" * pagename.count("/") + notebook,
+    }
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []):
-            if isinstance(button, dict) and button.get("text") == "Colab":
-                button["url"] = (
-                    f"https://colab.research.google.com/github/{address}/blob/gh-pages/notebooks/{pagename}.ipynb"
-                )
+            if isinstance(button, dict) and button.get("text") in targets:
+                button["url"] = targets[button["text"]]
 
 
 def tidy_page(app, pagename, templatename, context, doctree):
-    """Leave out the live-code scripts that Jupyter Book adds to every page (unused here, and they clash), and the role
-    that docutils gives to bibliographies without the roles it demands of their entries."""
+    """Leave out the live-code scripts that Jupyter Book adds to every page (unused here, and they clash), and the roles
+    that docutils gives to bibliographies and their entries, which ARIA does not allow there."""
     if "body" in context:
-        context["body"] = context["body"].replace('role="list" class="citation-list"', 'class="citation-list"')
+        body = context["body"].replace('role="list" class="citation-list"', 'class="citation-list"')
+        context["body"] = body.replace(' role="doc-biblioentry"', "")
     scripts = context.get("script_files", [])
     context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}".lower()]
 
@@ -159,17 +167,20 @@ def copy_assets(app, failed):
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
             for path in run_folder(docname).iterdir():
-                if path.suffix in (".npz", ".csv", ".png", ".json"):
+                if path.suffix in (".npz", ".csv", ".png") or path.name == "results.json":
                     shutil.copy(path, target)
+            if (paper_folder(docname) / "results.json").exists():
+                shutil.copytree(paper_folder(docname), target / "paper")
 
 
 def setup(app):
     myst_nb_read.read_myst_markdown_notebook = read_with_outputs
     claimpages.setup(app)
+    policy.setup(app)
     app.connect("source-read", depend_on_run)
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", finish_figures)
-    app.connect("html-page-context", colab_button, priority=900)
+    app.connect("html-page-context", rerun_buttons, priority=900)
     app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", copy_assets)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

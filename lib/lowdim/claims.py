@@ -11,17 +11,40 @@ that it judges, so every claim says where it does come from:
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from lowdim.checks import ParameterError, choice
+from lowdim import checks as ok
+from lowdim.checks import ParameterError, brief, choice
 
 ORIGINS = {"paper": "paper", "code": "authors' code", "derived": "closed form", "independent": "independent run"}
 WORDS = {"every": "", "median": ", median of the runs"}
 MARKS = {"reproduced": "✓", "failed": "✗", "not attempted": "–"}
 VERDICTS = tuple(MARKS)
+
+
+def _identifier(name: str, value, known: dict) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
+        raise ParameterError(f"{name} must be letters, digits, '-', '_' and '.', got {brief(value)}.")
+
+
+def _names(name: str, value, known: dict) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(word, str) for word in value):
+        raise ParameterError(f"{name} must be a list of texts, got {brief(value)}.")
+    if len(value) != known.get("names", len(value)):
+        raise ParameterError(f"{name} must name the {known['names']} columns of measured, got {len(value)} names.")
+
+
+def _truths(name: str, value, known: dict) -> None:
+    try:
+        seen = np.asarray(value)
+    except ValueError:
+        seen = np.array("ragged")
+    if not seen.size or not (seen.dtype == bool or (seen.dtype.kind in "iuf" and np.all((seen == 0) | (seen == 1)))):
+        raise ParameterError(f"{name} must be truth values, one or more, got {brief(value)}.")
 
 
 @dataclass(frozen=True)
@@ -51,10 +74,21 @@ class Claims:
     the typical run, ``judged="median"`` asks it of the median over the seeds, and the table says so.
     """
 
+    @ok.takes(slug=_identifier)
     def __init__(self, slug: str):
         self.slug = slug
         self.rows: list[Claim] = []
 
+    @ok.takes(
+        id=_identifier,
+        statement=ok.text,
+        source=ok.text,
+        expected=ok.array("..."),
+        measured=ok.array("...", finite=False),
+        atol=ok.real(at_least=0),
+        rtol=ok.real(at_least=0),
+        reason=ok.text,
+    )
     def value(self, id, statement, *, source, expected, origin, measured, atol=0.0, rtol=0.0, reason="", judged="every",
               **more):  # fmt: skip
         """Measured numbers equal the expected ones: ``|measured - expected| <= atol + rtol |expected|``.
@@ -66,11 +100,22 @@ class Claims:
             judged: ``"every"`` run or the ``"median"``.
         """
         wanted, seen = np.asarray(expected, float), _seeds(measured)
+        if wanted.ndim and wanted.shape not in (seen.shape, seen.shape[1:]):
+            raise ParameterError(f"expected must have the shape of one seed, {seen.shape[1:]}, got {wanted.shape}.")
         fine = bool(np.all(np.abs(_judged(seen, judged) - wanted) <= atol + rtol * np.abs(wanted)))
         width = " + ".join([f"{atol:.3g}"] * (atol > 0) + [f"{rtol:.3g} relative"] * (rtol > 0)) or "exact"
         self._add(id, statement, source, "value", expected, origin, seen, f"± {width}{WORDS[judged]}", reason, fine,
                   **more)  # fmt: skip
 
+    @ok.takes(
+        id=_identifier,
+        statement=ok.text,
+        source=ok.text,
+        measured=ok.array("...", finite=False),
+        below=ok.optional(ok.real()),
+        above=ok.optional(ok.real()),
+        reason=ok.text,
+    )
     def bound(
         self, id, statement, *, source, origin, measured, below=None, above=None, reason="", judged="every", **more
     ):
@@ -84,6 +129,14 @@ class Claims:
         words = " and ".join(f"{sign} {end:.6g}" for sign, end in ((">", above), ("<", below)) if end is not None)
         self._add(id, statement, source, "bound", words, origin, seen, f"strict{WORDS[judged]}", reason, fine, **more)
 
+    @ok.takes(
+        id=_identifier,
+        statement=ok.text,
+        source=ok.text,
+        measured=ok.array("seeds names", finite=False),
+        names=_names,
+        reason=ok.text,
+    )
     def order(self, id, statement, *, source, origin, measured, names, reason="", judged="every", **more):
         """The columns of ``measured`` ``(seeds, len(names))`` rise from first to last, strictly, for every seed."""
         seen = _seeds(measured)
@@ -91,12 +144,22 @@ class Claims:
         wanted = " < ".join(names)
         self._add(id, statement, source, "order", wanted, origin, seen, f"strict{WORDS[judged]}", reason, fine, **more)
 
+    @ok.takes(
+        id=_identifier,
+        statement=ok.text,
+        source=ok.text,
+        expected=ok.real(),
+        measured=ok.array("...", finite=False),
+        atol=ok.real(at_least=0),
+        reason=ok.text,
+    )
     def slope(self, id, statement, *, source, expected, origin, measured, atol, reason="", **more):
         """A fitted slope or exponent, ``(seeds,)``, equals the expected one within ``atol``."""
         seen = _seeds(measured)
         fine = bool(np.all(np.abs(seen - expected) <= atol))
         self._add(id, statement, source, "slope", expected, origin, seen, f"± {atol:.3g}", reason, fine, **more)
 
+    @ok.takes(id=_identifier, statement=ok.text, source=ok.text, measured=_truths, reason=ok.text)
     def holds(self, id, statement, *, source, origin, measured, reason="", **more):
         """A yes-or-no statement, ``(seeds,)`` truth values: it must hold for every seed."""
         seen = np.atleast_1d(np.asarray(measured, bool))
@@ -104,6 +167,7 @@ class Claims:
         self._add(id, statement, source, "holds", "always", origin, seen.astype(float), "every case", reason,
                   bool(seen.all()), shown=share, **more)  # fmt: skip
 
+    @ok.takes(id=_identifier, statement=ok.text, source=ok.text, needs=ok.text)
     def not_attempted(self, id, statement, *, source, needs):
         """A claim that was not tested here; ``needs`` says what it would take."""
         self._append(Claim(id, statement, source, "holds", None, "paper", None, None, 0, "", "not attempted", needs))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowdim.checks import ParameterError, integer, number
 from lowdim.predictors import HINGE_WIDTH, WEIGHTS, Fit, check_data, check_penalty, hinge_width, loss_terms
-from lowdim.tensors import CP, LETTERS, khatri_rao, unfold
+from lowdim.tensors import CP, LETTERS, khatri_rao
 
 PIECE_BYTES = 1 << 24  # features of more sets than this are worked on piece by piece
 WARM = 3  # sweeps over single factors before all are moved at once
@@ -48,10 +48,8 @@ class CPTrainer:
         self.loss, self.width = loss, HINGE_WIDTH
         self.flat = inputs.flatten(2)
         # (sets, product of other dimensions, I_k n): a product with factors then has the samples last, contiguous
-        self.unfolded = [
-            unfold(inputs, k, self.order).permute(0, 3, 2, 1).reshape(sets, -1, i * self.n)
-            for k, i in enumerate(self.shape)
-        ]
+        turned = self.flat.mT.contiguous().view(sets, *self.shape, self.n)
+        self.unfolded = [turned.movedim(1 + k, -2).reshape(sets, -1, i * self.n) for k, i in enumerate(self.shape)]
         self.labels = labels.repeat_interleave(fits, 0)
         c = WEIGHTS[loss] * torch.as_tensor(penalty, dtype=inputs.dtype, device=inputs.device)
         self.c = c.expand(sets, fits).reshape(-1, 1).clone()
@@ -59,6 +57,7 @@ class CPTrainer:
         self.factors[0].zero_()  # the first block is solved first, so its start plays no part: begin with scores zero
         self.scores = inputs.new_zeros(sets * fits, self.n)
         self._scratch, self._ahead = {}, None  # arrays used again; features of the first mode, where still right
+        self.rounding = 4 * torch.finfo(inputs.dtype).eps  # a step may seem to raise the objective by so much
         self.damping = torch.full_like(self.c, START)
         self.slope = torch.full_like(self.c, torch.inf).squeeze(1)  # size of the last gradient
         self.before = self.slope.clone()  # objective after the sweep before
@@ -112,8 +111,9 @@ class CPTrainer:
             scores = torch.bmm(new[0].mT.reshape(len(w), 1, -1), ahead).squeeze(1)
         else:
             scores = self.scores + torch.bmm(move.unsqueeze(1), phi).squeeze(1)
-        gain = self.value(self.scores, self.factors) - self.value(scores, new)
-        better = ((failed == 0) & (gain >= 0)).unsqueeze(1)
+        value = self.value(self.scores, self.factors)
+        gain = value - self.value(scores, new)
+        better = ((failed == 0) & (gain >= -self.rounding * value)).unsqueeze(1)
         good = better & (gain > -0.25 * (gradient * move).sum(1)).unsqueeze(1)  # half of what the model promised
         self.scores = torch.where(better, scores, self.scores)
         self.factors = [torch.where(better.unsqueeze(2), b, a) for a, b in zip(self.factors, new, strict=True)]
@@ -204,7 +204,7 @@ def fit_alternating(
             for i in range(inner):
                 trainer.width = hinge_width(loss, t * inner * trainer.order + 2 * i)
                 trainer.step([k], again=i > 0)
-                if bool((trainer.slope < 1e-9).all()):
+                if bool((trainer.slope < max(1e-9, trainer.rounding)).all()):
                     break
             if balanced:
                 trainer.balance()

@@ -5,26 +5,34 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 
 
+@ok.takes(tensors=ok.tensors(finite=False, floating=False))
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """One vector from many tensors."""
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
+@ok.takes(vector=ok.tensor("n", finite=False, floating=False), like=ok.tensors(finite=False, floating=False))
 def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of ``flatten``, with shapes taken from ``like``."""
+    wanted = sum(t.numel() for t in like)
+    if len(vector) != wanted:
+        raise ParameterError(f"vector must have the {wanted} entries of like, got {len(vector)}.")
     pieces = vector.split([t.numel() for t in like])
     return [piece.reshape(t.shape) for piece, t in zip(pieces, like, strict=True)]
 
 
+@ok.takes(loss=ok.function, parameters=ok.tensors(finite=False))
 def hessian(loss: Callable[..., Tensor], parameters: Sequence[Tensor]) -> Tensor:
     """The full Hessian ``(n, n)`` of ``loss(*parameters)``, by automatic differentiation; for small ``n``."""
     point = flatten([p.detach() for p in parameters])
     return torch.func.hessian(lambda x: loss(*unflatten(x, parameters)))(point)
 
 
+@ok.takes(loss=ok.function, parameters=ok.tensors(finite=False))
 def hessian_vector_product(loss: Callable[..., Tensor], parameters: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
     """A function ``v -> H v`` for flat vectors ``(n,)``: forward mode over the reverse-mode gradient."""
     point = flatten([p.detach() for p in parameters])
@@ -32,6 +40,7 @@ def hessian_vector_product(loss: Callable[..., Tensor], parameters: Sequence[Ten
     return lambda v: torch.func.jvp(gradient, (point,), (v,))[1]
 
 
+@ok.takes(losses=ok.function, parameters=ok.tensors(finite=False))
 def population_hessian_product(
     losses: Callable[..., Tensor], parameters: Sequence[Tensor]
 ) -> Callable[[Tensor], Tensor]:
@@ -53,6 +62,7 @@ def population_hessian_product(
     return product
 
 
+@ok.takes(product=ok.function, start=ok.tensor("... n"), steps=ok.count(1))
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lanczos tridiagonalisation with full reorthogonalisation (twice), on the device of ``start``.
 
@@ -88,6 +98,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> t
     return diagonal, off[..., :-1], basis
 
 
+@ok.takes(product=ok.function, start=ok.tensor("... n"), k=ok.count(1), steps=ok.count(1))
 def top_eigenvalues(product: Callable[[Tensor], Tensor], start: Tensor, k: int = 1, steps: int = 30) -> Tensor:
     """The ``k`` largest eigenvalues ``(..., k)``, falling, of a symmetric matrix given by its products.
 
@@ -106,6 +117,7 @@ def top_eigenvalues(product: Callable[[Tensor], Tensor], start: Tensor, k: int =
     return torch.linalg.eigvalsh(tridiagonal).flip(-1)[..., :k]
 
 
+@ok.takes(jacobians=ok.tensor("period n n", "period ... n n"))
 def floquet_multipliers(jacobians: Tensor) -> Tensor:
     """Eigenvalues, largest modulus first, of the product of the Jacobians along one period.
 
@@ -122,6 +134,7 @@ def floquet_multipliers(jacobians: Tensor) -> Tensor:
     return values.gather(-1, values.abs().argsort(dim=-1, descending=True))
 
 
+@ok.takes(tangent_step=ok.function, vector=ok.tensor("... n"), steps=ok.count(1), burn_in=ok.count(0))
 def lyapunov_exponent(tangent_step: Callable[[Tensor], Tensor], vector: Tensor, steps: int, burn_in: int = 0) -> Tensor:
     """Largest Lyapunov exponent: the mean logarithmic growth of a tangent vector carried along an orbit.
 

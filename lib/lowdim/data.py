@@ -5,18 +5,21 @@ Nothing is downloaded unless a loader of a real set is called. Files go to ``$LO
 
 import gzip
 import hashlib
+import http.client
 import os
-import pickle
+import re
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, choice, integer
 
 
@@ -29,40 +32,61 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LOWDIM_DATA", Path.home() / ".cache" / "lowdim"))
 
 
+@ok.takes(name=ok.filename, url=ok.text, checksum=ok.text, timeout=ok.real(above=0))
 def fetch(name: str, url: str, checksum: str, timeout: float = 60.0) -> Path:
     """A file from the cache, downloaded once and checked against its checksum every time.
 
-    The checksum is SHA-256, or SHA-1 or MD5 where a source publishes no other; its length tells.
+    The checksum is SHA-256, or SHA-1 or MD5 where a source publishes no other; its length tells. Nothing that is
+    fetched is ever unpickled.
 
     Raises:
-        DataError: the host cannot be reached, or the content differs from what is expected. A file that was good
-            before is never replaced by one that is not.
+        DataError: the host cannot be reached, the disk is full, or the content is cut short or differs from what is
+            expected. No half file is left, and a good file is never replaced by one that is not.
+        ParameterError: an address that is not https, or what cannot be a checksum.
     """
+    if not url.startswith("https://"):
+        raise ParameterError(f"url must start with https://, got {url!r}.")
+    if not re.fullmatch("[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}", checksum):
+        raise ParameterError(f"checksum must have 32, 40 or 64 hexadecimal digits, got {checksum!r}.")
     path, kind = cache_folder() / name, {32: "md5", 40: "sha1"}.get(len(checksum), "sha256")
+    by_hand = f"put the file into {path.parent} by hand"
     if path.exists():
         if _digest(path, kind) == checksum:
             return path
         raise DataError(
             f"{path.name} in the data folder {path.parent} has another checksum than expected: delete it and run again."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as source, open(part, "wb") as sink:
-            while block := source.read(1 << 20):
-                sink.write(block)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, part, timeout)
         if _digest(part, kind) != checksum:
             raise DataError(
                 f"{name} was downloaded from {url}, but its checksum is not the expected one; it was not kept."
             )
         os.replace(part, path)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name} could not be downloaded from {url} ({reason}); {by_hand}.") from error
+    except OSError as error:
         raise DataError(
-            f"{name} could not be downloaded from {url} ({error}); put the file into {path.parent} by hand."
+            f"{name} could not be written to the data folder {path.parent} ({error.strerror or error}): make room, or "
+            "set LOWDIM_DATA to another folder."
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return path
+
+
+def _download(url: str, part: Path, timeout: float) -> None:
+    """The content of an address, into a file; all that was announced."""
+    with urllib.request.urlopen(url, timeout=timeout) as source, open(part, "wb") as sink:
+        while block := source.read(1 << 20):
+            sink.write(block)
+        announced, got = source.headers.get("Content-Length"), sink.tell()
+    if announced and got != int(announced):
+        raise ConnectionError(f"{got} of {announced} bytes arrived")
 
 
 def _digest(path: Path, kind: str = "sha256") -> str:
@@ -73,8 +97,10 @@ def _digest(path: Path, kind: str = "sha256") -> str:
     return digest.hexdigest()
 
 
+@ok.takes(inputs=ok.array("samples ..."))
 def standardise(inputs: np.ndarray) -> np.ndarray:
     """Each column with mean 0 and standard deviation 1; constant columns become 0."""
+    inputs = np.asarray(inputs)
     deviation = inputs.std(0)
     return (inputs - inputs.mean(0)) / np.where(deviation > 0, deviation, 1)
 
@@ -102,6 +128,7 @@ def photograph(side: int = 256) -> np.ndarray:
     return grey - grey.mean()
 
 
+@ok.takes(share=ok.real(above=0, below=1))
 def characters(share: float = 0.9) -> tuple[Tensor, Tensor, list[str]]:
     """Python's own language reference (``pydoc_data.topics``) as numbers of characters: training, held out, symbols.
 
@@ -118,16 +145,16 @@ def characters(share: float = 0.9) -> tuple[Tensor, Tensor, list[str]]:
 
 
 CIFAR10 = (
-    "cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    "cifar-10-binary.tar.gz",  # not the archive "for Python", which holds pickles
+    "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 
 
 CIFAR100 = (
-    "cifar-100-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    "eb9058c3a382ffc7106e4002c42a8d85",
+    "cifar-100-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+    "03b5dce01913d631647c71ecec9e9cb8",
 )
 
 
@@ -139,9 +166,10 @@ def cifar100(part: str = "train") -> tuple[np.ndarray, np.ndarray]:
         ParameterError: a part that is neither ``"train"`` nor ``"test"``.
     """
     choice("part", part, ("train", "test"))
-    with tarfile.open(fetch(*CIFAR100)) as archive:  # a pickle from an archive whose checksum was just verified
-        content = pickle.load(archive.extractfile(f"cifar-100-python/{part}"), encoding="bytes")
-    return content[b"data"] / np.float32(255), np.asarray(content[b"fine_labels"])
+    with tarfile.open(fetch(*CIFAR100)) as archive:
+        content = archive.extractfile(f"cifar-100-binary/{part}.bin").read()
+    rows = np.frombuffer(content, np.uint8).reshape(-1, 3074)  # a coarse label, a fine one, red, green, blue
+    return rows[:, 2:] / np.float32(255), rows[:, 1].astype(np.int64)
 
 
 def cifar10(samples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
@@ -152,13 +180,13 @@ def cifar10(samples: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
         ParameterError: more than the 50,000 training images.
     """
     integer("samples", samples, at_least=1, at_most=50_000)
-    images, labels = [], []
-    with tarfile.open(fetch(*CIFAR10)) as archive:  # pickles from an archive whose checksum was just verified
+    batches = []
+    with tarfile.open(fetch(*CIFAR10)) as archive:  # read in memory: nothing is extracted to the disk
         for batch in range(1, -(-samples // 10_000) + 1):
-            content = pickle.load(archive.extractfile(f"cifar-10-batches-py/data_batch_{batch}"), encoding="bytes")
-            images.append(content[b"data"])
-            labels.append(content[b"labels"])
-    return standardise(np.concatenate(images)[:samples] / 255.0), np.concatenate(labels)[:samples]
+            content = archive.extractfile(f"cifar-10-batches-bin/data_batch_{batch}.bin").read()
+            batches.append(np.frombuffer(content, np.uint8).reshape(-1, 3073))  # a label, then red, green, blue
+    rows = np.concatenate(batches)[:samples]
+    return standardise(rows[:, 1:] / 255.0), rows[:, 0].astype(np.int64)
 
 
 MOVIELENS = (
@@ -203,6 +231,14 @@ def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return tuple(parts)
 
 
+@ok.takes(
+    rows=ok.count(1),
+    columns=ok.count(1),
+    rank=ok.count(1),
+    share=ok.real(above=0, at_most=1),
+    noise=ok.real(at_least=0),
+    generator=ok.generator,
+)
 def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: float, generator) -> Tensor:
     """Made-up ratings 1 to 5 of a low-rank taste plus noise, rounded; 0 where there is none, ``(rows, columns)``."""
     users, items, errors = (
@@ -213,6 +249,7 @@ def synthetic_ratings(rows: int, columns: int, rank: int, share: float, noise: f
     return ratings * (torch.rand(rows, columns, generator=generator) < share)
 
 
+@ok.takes(path=ok.path)
 def labelled_tensors(path: str | Path) -> tuple[Tensor, Tensor]:
     """A reader's own tensors ``X (n, I_1, ..., I_K)``, K >= 2, and labels ``y (n,)`` from a ``.npz`` file, in float64.
 
@@ -234,6 +271,7 @@ def labelled_tensors(path: str | Path) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+@ok.takes(inputs=ok.array("n ..."), labels=ok.array("n"), samples=ok.count(1), runs=ok.count(1), generator=ok.generator)
 def subsets(
     inputs: np.ndarray, labels: np.ndarray, samples: int, runs: int, generator: torch.Generator, dtype=torch.float32
 ) -> tuple[Tensor, Tensor]:

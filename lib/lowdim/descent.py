@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lowdim.checks import ParameterError, choice, integer
+from lowdim import checks as ok
+from lowdim.checks import ParameterError, brief, choice, integer
 
 CHUNK = 100  # steps between two looks at whether a run has diverged
 
@@ -50,6 +51,22 @@ class Trajectory:
         return Trajectory(self.steps.cpu(), values, self.diverged_at.cpu(), self.stopped_at.cpu())
 
 
+@ok.takes(
+    step=ok.function,
+    state=ok.tensors(finite=False),
+    n_steps=ok.count(0),
+    record=ok.optional(ok.mapping),
+    every=ok.count(1),
+    start=ok.count(0),
+    run_dim=ok.count(0),
+    bound=ok.real(above=0),
+    on_divergence=ok.one_of("raise", "mask"),
+    describe=ok.function,
+    progress=ok.flag,
+    stop=ok.optional(ok.function),
+    narrow=ok.optional(ok.function),
+    check=ok.count(1),
+)
 def descend(
     step: Callable[[], None],
     state: Sequence[Tensor],
@@ -92,7 +109,10 @@ def descend(
         ParameterError: a count that is negative, an unknown ``on_divergence``, or ``stop`` without ``narrow``.
     """
     if (stop is None) != (narrow is None):
-        raise ParameterError("stop and narrow go together: a finished run can leave only a trainer that can narrow.")
+        raise ParameterError(
+            "stop and narrow must go together, since a finished run can leave only a trainer that can narrow, "
+            f"got {brief(stop)} and {brief(narrow)}."
+        )
     n_steps, every = integer("n_steps", n_steps, at_least=0), integer("every", every, at_least=1)
     start = integer("start", start, at_least=0)
     choice("on_divergence", on_divergence, ("raise", "mask"))
@@ -139,6 +159,7 @@ def descend(
     return Trajectory(recorded.steps, recorded.finish(), diverged_at, stopped_at)
 
 
+@ok.takes(network=ok.has("step", "state", "run_dim"))
 def train(network, n_steps: int, **options) -> Trajectory:
     """``descend`` for an object that has ``step``, ``state`` and ``run_dim``, as the networks of this library have."""
     return descend(network.step, network.state, n_steps, run_dim=network.run_dim, **options)

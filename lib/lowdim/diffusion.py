@@ -110,6 +110,21 @@ def ddim(clean: Tensor, noise: Tensor, abar: float, fresh: Tensor | None = None,
     return moved if fresh is None else moved + delta * fresh
 
 
+def check_images(images: Tensor, shape: tuple[int, ...], pixels: tuple[float, float] | None) -> Tensor:
+    """The images, if they are ``(samples, *shape)`` with values in the range ``pixels`` (None for any).
+
+    Raises:
+        ParameterError: another size, values outside the range, or values that are not finite.
+    """
+    if tuple(images.shape[1:]) != tuple(shape):
+        raise ParameterError(f"images must be (samples, {', '.join(map(str, shape))}), got {tuple(images.shape)}.")
+    (low, high), slack = pixels or (-float("inf"), float("inf")), 1e-4
+    first, last = float(images.min()), float(images.max())
+    if not (low - slack <= first and last <= high + slack):
+        raise ParameterError(f"images must have values from {low:g} to {high:g}, got {first:.3g} to {last:.3g}.")
+    return images
+
+
 @dataclass(frozen=True)
 class LatentDiffusion:
     """A latent diffusion model made of any encoder, decoder and noise predictor.
@@ -137,17 +152,7 @@ class LatentDiffusion:
         Raises:
             ParameterError: another size, values outside the range, or values that are not finite.
         """
-        if tuple(images.shape[1:]) != self.image_shape:
-            raise ParameterError(
-                f"images must be (samples, {', '.join(map(str, self.image_shape))}), got {tuple(images.shape)}."
-            )
-        if self.pixels is None:
-            return images
-        (low, high), slack = self.pixels, 1e-4
-        first, last = float(images.min()), float(images.max())
-        if not (low - slack <= first and last <= high + slack):
-            raise ParameterError(f"images must have values from {low:g} to {high:g}, got {first:.3g} to {last:.3g}.")
-        return images
+        return check_images(images, self.image_shape, self.pixels)
 
     @torch.no_grad()
     def sample(self, start: Tensor, steps: int) -> Tensor:
@@ -201,13 +206,18 @@ class GaussianMixture:
             raise ParameterError("weights and the eigenvalues of all covariances must be positive.")
         self.weights, self.means, self.schedule = weights / weights.sum(), means, schedule
 
+    def _along(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor]:
+        """``C^{-1}(z - m)`` along the axes of each mode ``(modes, samples, d)``, and its weighted log density."""
+        variance = abar * self.spread + 1 - abar  # of each mode along its axes
+        along = (z - abar**0.5 * self.means[:, None]) @ self.axes
+        scaled = along / variance[:, None]
+        size = self.weights.log() - 0.5 * (2 * torch.pi * variance).log().sum(1)
+        return scaled, size[:, None] - 0.5 * (along * scaled).sum(-1)
+
     def _parts(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor, Tensor]:
         """Responsibilities ``(samples, modes)``, ``-C^{-1}(z - m)`` a mode, log density ``(samples,)``."""
-        variance = abar * self.spread + 1 - abar  # of each mode along its axes
-        along = torch.einsum("mij,nmi->nmj", self.axes, z[:, None] - abar**0.5 * self.means)
-        logs = self.weights.log() - 0.5 * ((along**2 / variance) + (2 * torch.pi * variance).log()).sum(-1)
-        pull = -torch.einsum("mij,nmj->nmi", self.axes, along / variance)
-        return logs.softmax(-1), pull, logs.logsumexp(-1)
+        scaled, logs = self._along(z, abar)
+        return logs.softmax(0).mT, -(scaled @ self.axes.mT).movedim(0, 1), logs.logsumexp(0)
 
     def log_density(self, z: Tensor, abar: float = 1.0) -> Tensor:
         """``log p_t(z)`` ``(samples,)`` for ``z`` ``(samples, d)``."""
@@ -215,8 +225,8 @@ class GaussianMixture:
 
     def score(self, z: Tensor, abar: float) -> Tensor:
         """``grad log p_t(z)`` ``(samples, d)``."""
-        share, pull, _ = self._parts(z, abar)
-        return (share[..., None] * pull).sum(1)
+        scaled, logs = self._along(z, abar)
+        return -((logs.softmax(0)[..., None] * scaled) @ self.axes.mT).sum(0)
 
     def noise(self, z: Tensor, time: int) -> Tensor:
         """The exact noise prediction, ``-sqrt(1 - abar_t) score``."""

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lowdim.checks import ParameterError, choice, integer, number
+from lowdim import checks as ok
+from lowdim.checks import ParameterError
 from lowdim.networks import Factorization, MatrixNetwork  # noqa: F401  names of this module too
 
 STARTS = ("zero-layer", "balanced")
@@ -26,6 +27,7 @@ STARTS = ("zero-layer", "balanced")
 # ---------------------------------------------------------------- targets and initial factors
 
 
+@ok.takes(shape=ok.sizes(1), generator=ok.generator)
 def haar(shape: Sequence[int], generator: torch.Generator, dtype=torch.float64) -> Tensor:
     """Orthogonal matrices ``(*batch, d, d)`` from the Haar measure: QR of a Gaussian, signs fixed by R's diagonal."""
     gauss = torch.randn(*shape, shape[-1], generator=generator, dtype=dtype, device=generator.device)
@@ -33,6 +35,7 @@ def haar(shape: Sequence[int], generator: torch.Generator, dtype=torch.float64) 
     return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
+@ok.takes(sigma=ok.values(single=False, at_least=0), width=ok.count(1))
 def spectrum_target(sigma: Sequence[float], width: int, rotations: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """A ``width x width`` target with the given singular values, diagonal or ``U diag(sigma) V^T``.
 
@@ -44,7 +47,7 @@ def spectrum_target(sigma: Sequence[float], width: int, rotations: tuple[Tensor,
         ParameterError: more singular values than rows.
     """
     if len(sigma) > width:
-        raise ParameterError(f"a {width} x {width} target has at most {width} singular values, got {len(sigma)}.")
+        raise ParameterError(f"sigma must have at most {width} singular values, got {len(sigma)} for width {width}.")
     values = torch.zeros(width, dtype=torch.float64)
     values[: len(sigma)] = torch.tensor(list(sigma), dtype=torch.float64)
     if rotations is None:
@@ -53,29 +56,27 @@ def spectrum_target(sigma: Sequence[float], width: int, rotations: tuple[Tensor,
     return (u * values.to(u.device)) @ v.mT
 
 
+@ok.takes(depth=ok.count(2), runs=ok.count(1), width=ok.count(1), alpha=ok.real(above=0), start=ok.one_of(*STARTS))
 def identity_layers(depth: int, runs: int, width: int, alpha: float, start: str = "zero-layer") -> list[Tensor]:
     """Factors ``alpha I``, first to last, each ``(runs, width, width)``; ``"zero-layer"`` sets the last one to zero."""
-    depth, alpha = integer("depth", depth, at_least=2), number("alpha", alpha, above=0)
-    choice("start", start, STARTS)
     layers = [alpha * torch.eye(width, dtype=torch.float64).repeat(runs, 1, 1) for _ in range(depth)]
     if start == "zero-layer":
         layers[-1].zero_()
     return layers
 
 
+@ok.takes(depth=ok.count(2), runs=ok.count(1), modes=ok.count(1), alpha=ok.real(above=0), start=ok.one_of(*STARTS))
 def mode_layers(depth: int, runs: int, modes: int, alpha: float, start: str = "zero-layer") -> Tensor:
     """The same start for the scalar reduction: ``(depth, runs, modes)``, layer 1 first."""
-    depth, alpha = integer("depth", depth, at_least=2), number("alpha", alpha, above=0)
-    choice("start", start, STARTS)
     layers = torch.full((depth, runs, modes), alpha, dtype=torch.float64)
     if start == "zero-layer":
         layers[-1] = 0.0
     return layers
 
 
+@ok.takes(depth=ok.count(2), runs=ok.count(1), width=ok.count(1), scale=ok.real(above=0), generator=ok.generator)
 def gaussian_layers(depth: int, runs: int, width: int, scale: float, generator: torch.Generator) -> list[Tensor]:
     """Factors with independent entries ``N(0, scale^2 / width)``, each ``(runs, width, width)``."""
-    depth, scale = integer("depth", depth, at_least=2), number("scale", scale, above=0)
     draw = torch.randn(depth, runs, width, width, generator=generator, dtype=torch.float64, device=generator.device)
     return list(draw.mul_(scale / math.sqrt(width)).unbind(0))
 
@@ -99,18 +100,20 @@ class ModeNetwork:
 
     run_dim = 1
 
+    @ok.takes(layers=ok.tensor("depth runs modes"), sigma=ok.values(at_least=0), eta=ok.values(at_least=0))
     def __init__(self, layers: Tensor, sigma: Tensor, eta: Tensor | float):
-        if layers.dim() != 3 or len(layers) < 2:
-            raise ParameterError(f"layers must be (depth >= 2, runs, modes), got shape {tuple(layers.shape)}.")
+        if len(layers) < 2:
+            raise ParameterError(f"layers must be (depth >= 2, runs, modes), got {tuple(layers.shape)}.")
         shape = layers.shape[1:]
         eta = torch.as_tensor(eta, dtype=layers.dtype, device=layers.device)
+        given = tuple(eta.shape)
         eta = eta.unsqueeze(-1) if eta.dim() == 1 else eta
         sigma = torch.as_tensor(sigma, dtype=layers.dtype, device=layers.device)
         try:
             self.eta, self.sigma = eta.expand(shape).contiguous(), sigma.expand(shape).contiguous()
         except RuntimeError as error:
             raise ParameterError(
-                f"sigma {tuple(sigma.shape)} and eta {tuple(eta.shape)} must fit (runs, modes) = {tuple(shape)}."
+                f"sigma {tuple(sigma.shape)} and eta {given} must fit (runs, modes) = {tuple(shape)}."
             ) from error
         self.layers = layers
         self._prefix = [layers[0]] + [torch.empty_like(layers[0]) for _ in layers[1:]]
@@ -147,23 +150,27 @@ class ModeNetwork:
 # ---------------------------------------------------------------- what theory says
 
 
+@ok.takes(sigma=ok.values(lists=False, at_least=0), depth=ok.count(2))
 def sharpness(sigma, depth: int):
     """Curvature of one mode at its balanced minimum, ``S = L sigma^(2 - 2/L)`` (Ghosh et al. 2025)."""
     return depth * sigma ** (2 - 2 / depth)
 
 
+@ok.takes(sigma=ok.values(lists=False, above=0), depth=ok.count(2))
 def edge(sigma, depth: int):
     """The learning rate ``2/S`` above which the balanced minimum of a mode is unstable."""
     return 2 / sharpness(sigma, depth)
 
 
+@ok.takes(sigma=ok.values(single=False, at_least=0), width=ok.count(1), depth=ok.count(2))
 def minimum_hessian_eigenvalues(sigma: Sequence[float], width: int, depth: int) -> Tensor:
     """All ``L d^2`` Hessian eigenvalues at the balanced minimum, falling.
 
     For a pair of modes ``(i, j)``: ``sum_l (sigma_i^(1-1/L-l/L) sigma_j^(l/L))^2``, ``l = 0..L-1``, with ``0^0 = 1``;
     all others are zero (Ghosh et al. 2025, lemma on the sharpness of the minimum; checked against autograd).
     """
-    depth = integer("depth", depth, at_least=2)
+    if len(sigma) > width:
+        raise ParameterError(f"sigma must have at most {width} singular values, got {len(sigma)} for width {width}.")
     root = torch.zeros(width, dtype=torch.float64)
     root[: len(sigma)] = torch.tensor(list(sigma), dtype=torch.float64) ** (1 / depth)
     power = torch.stack([root**l for l in range(depth)])  # torch has 0^0 = 1
@@ -172,6 +179,13 @@ def minimum_hessian_eigenvalues(sigma: Sequence[float], width: int, depth: int) 
     return torch.cat([pairs.flatten(), zeros]).sort(descending=True).values
 
 
+@ok.takes(
+    product=ok.tensor(finite=False),
+    sigma=ok.values(lists=False, at_least=0),
+    eta=ok.values(lists=False, at_least=0),
+    s_upper=ok.tensor(finite=False),
+    s_lower=ok.tensor(finite=False),
+)
 def gap_factor(product: Tensor, sigma, eta, s_upper: Tensor, s_lower: Tensor) -> Tensor:
     """What one step multiplies the balancing gap by: ``1 - eta^2 (pi - sigma)^2 pi^2 / (s_j s_k)^2``.
 
@@ -180,6 +194,7 @@ def gap_factor(product: Tensor, sigma, eta, s_upper: Tensor, s_lower: Tensor) ->
     return 1 - (eta * (product - sigma) * product / (s_upper * s_lower)) ** 2
 
 
+@ok.takes(sigma=ok.real(above=0), depth=ok.count(2), alpha=ok.real(above=0), eta=ok.real(above=0))
 def escape_steps(sigma: float, depth: int, alpha: float, eta: float) -> float:
     """About how many steps a mode needs to leave the saddle from ``mode_layers(..., "zero-layer")``.
 
@@ -192,6 +207,13 @@ def escape_steps(sigma: float, depth: int, alpha: float, eta: float) -> float:
     return (fill + max(grow, 0.0)) / (eta * sigma)
 
 
+@ok.takes(
+    a=ok.tensor(finite=False),
+    b=ok.tensor(finite=False),
+    sigma_a=ok.values(lists=False, finite=False),
+    sigma_b=ok.values(lists=False, finite=False),
+    depth=ok.count(2),
+)
 def transverse_hessian(a: Tensor, b: Tensor, sigma_a, sigma_b, depth: int) -> Tensor:
     """Hessian of the loss for rotating the singular vectors of two balanced modes into each other.
 
@@ -224,6 +246,9 @@ def transverse_hessian(a: Tensor, b: Tensor, sigma_a, sigma_b, depth: int) -> Te
     return torch.cat([torch.cat([upper, cross], -1), torch.cat([cross.mT, lower], -1)], -2)
 
 
+@ok.takes(
+    rho=ok.tensor("... modes", finite=False), sigma=ok.tensor("modes", at_least=0), depth=ok.count(2), width=ok.count(1)
+)
 def balanced_top_eigenvalue(rho: Tensor, sigma: Tensor, depth: int, width: int) -> Tensor:
     """Largest Hessian eigenvalue where every layer is ``diag(rho)``, on or off the minimum.
 

@@ -12,8 +12,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: a reader sees the old file or the new one, also after a kill.
 
     Raises:
+        TypeError: content that is not bytes.
         OSError: too little room on the disk, or a folder that cannot be written; the old file is untouched.
     """
+    if not isinstance(content, bytes):
+        raise TypeError(f"content must be bytes, got {type(content).__name__}.")
     path = Path(path)
     free = shutil.disk_usage(path.parent).free
     if free < len(content) + FREE_MB * 1024**2:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowdim.checks import ParameterError, integer
-from lowdim.diffusion import LatentDiffusion, Schedule, add_noise
+from lowdim.diffusion import LatentDiffusion, Schedule, add_noise, check_images
 
 
 def embedding(times: Tensor, size: int, longest: float = 1000.0) -> Tensor:
@@ -193,10 +193,9 @@ def train_autoencoder(model: Autoencoder, images: Tensor, random: torch.Generato
         penalty: weight of the latent's mean square, which keeps the noise from being out-scaled.
 
     Raises:
-        ParameterError: images that are not finite, or of another size than the model's.
+        ParameterError: images that are not finite, of another size than the model's, or not within -1 to 1.
     """
-    if tuple(images.shape[1:]) != model.image_shape or not bool(images.isfinite().all()):
-        raise ParameterError(f"images must be finite and (samples, *{model.image_shape}), got {tuple(images.shape)}.")
+    check_images(images, model.image_shape, (-1.0, 1.0))
     initialise(model, random)
 
     def loss(pick: Tensor) -> Tensor:

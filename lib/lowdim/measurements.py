@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 
 TINY = 20_000  # images so small that forming D kron I costs less than many products of a few numbers each
@@ -150,6 +151,7 @@ class CodedDiffraction:
         return CodedDiffraction(self.masks, self.keep, join(self.left, left), join(self.right, right))
 
 
+@ok.takes(shape=ok.sizes(2), q=ok.count(), m=ok.counts(1), generator=ok.generator, runs=ok.count())
 def gaussian(
     shape: tuple[int, int], q: int, m, generator: torch.Generator, *, runs: int = 1, frames=None,
     is_complex: bool = False, dtype: torch.dtype = torch.float64,
@@ -177,6 +179,7 @@ def gaussian(
     return Dense(rows, shape, counts, frames)
 
 
+@ok.takes(shape=ok.sizes(2), q=ok.count(), generator=ok.generator, runs=ok.count())
 def coded_diffraction(
     shape: tuple[int, int], q: int, masks: int, generator: torch.Generator, *, runs: int = 1,
     keep: int | None = None, dtype: torch.dtype = torch.float64,

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 
 STD = 0.02  # of initial weights, as in GPT-2
@@ -19,6 +20,7 @@ STD = 0.02  # of initial weights, as in GPT-2
 class MLP(nn.Module):
     """Linear layers ``fc0, fc1, ...`` of the given sizes with ReLU between them."""
 
+    @ok.takes(sizes=ok.sizes(2))
     def __init__(self, sizes: Sequence[int], generator: torch.Generator | None = None):
         super().__init__()
         if len(sizes) < 2:

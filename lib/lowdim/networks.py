@@ -4,18 +4,21 @@
 on the last axis: for many tiny matrices one elementwise product over all runs beats one matrix product a run.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError
 
 CACHE_BYTES = 3 << 19  # what one block of runs may use: most of a core's second-level cache
 PACK_WIDTH, PACK_RUNS = 7, 400  # measured: see benchmarks, where the two layouts cross
 
 
+@ok.takes(tensor=ok.tensor(finite=False))
 def matches(name: str, tensor: Tensor, shape: tuple[int, int, int]) -> None:
     """Check that a tensor is ``(rows, columns)`` or ``(runs, rows, columns)``.
 
@@ -58,6 +61,13 @@ class Problem:
         """The same problem for some of the runs."""
         return self._map_runs(lambda tensor: tensor[runs])
 
+    def _changed(self, **tensors: Tensor) -> "Problem":
+        """A shallow copy with some of its tensors exchanged; no check, as the runs left may be none."""
+        changed = copy.copy(self)
+        for name, tensor in tensors.items():
+            setattr(changed, name, tensor)
+        return changed
+
     def _map_runs(self, change: Callable[[Tensor], Tensor]) -> "Problem":
         """A copy of the problem with ``change`` applied to every tensor that has an axis of runs."""
         raise NotImplementedError
@@ -72,6 +82,7 @@ class Factorization(Problem):
             columns)`` in the thresholds of this module.
     """
 
+    @ok.takes(target=ok.tensor("rows columns", "runs rows columns"), mean=ok.flag)
     def __init__(self, target: Tensor, mean: bool = False):
         self.target, self.mean = target, mean
         self._weight = 1 / (target.shape[-1] * target.shape[-2]) if mean else 1.0
@@ -95,7 +106,7 @@ class Factorization(Problem):
         return self.target
 
     def _map_runs(self, change):
-        return Factorization(change(self.target) if self.target.dim() == 3 else self.target, self.mean)
+        return self._changed(target=change(self.target)) if self.target.dim() == 3 else self
 
 
 class MatrixNetwork:
@@ -117,17 +128,26 @@ class MatrixNetwork:
 
     run_dim = 0
 
+    @ok.takes(
+        layers=ok.tensors("runs out in", at_least=2),
+        problem=ok.has("gradient", "fits", "bind"),
+        eta=ok.values(at_least=0),
+        scale=ok.optional(ok.kind((list, tuple), "a list with a number, or one per run, for each layer")),
+        block=ok.count(0),
+    )
     def __init__(self, layers: Sequence[Tensor], problem: Problem, eta, scale: Sequence | None = None, block: int = 0):
-        if len(layers) < 2:
-            raise ParameterError(f"a deep network needs at least 2 layers, got {len(layers)}.")
         for l, (first, then) in enumerate(pairwise(layers), start=1):
-            shapes = f"layer {l} {tuple(first.shape)} does not feed layer {l + 1} {tuple(then.shape)}"
-            if first.dim() != 3 or then.dim() != 3 or first.shape[1] != then.shape[2] or len(first) != len(then):
-                raise ParameterError(f"{shapes}: each is (runs, out, in).")
+            if first.shape[1] != then.shape[2] or len(first) != len(then):
+                raise ParameterError(
+                    f"layers must be (runs, out, in) and fit each other, but layer {l} {tuple(first.shape)} does not "
+                    f"feed layer {l + 1} {tuple(then.shape)}."
+                )
         problem.fits((len(layers[0]), layers[-1].shape[1], layers[0].shape[2]))
         scale = [1.0] * len(layers) if scale is None else list(scale)
         if len(scale) != len(layers):
-            raise ParameterError(f"scale needs one entry for each of the {len(layers)} layers, got {len(scale)}.")
+            raise ParameterError(f"scale must have one entry for each of the {len(layers)} layers, got {len(scale)}.")
+        for l, factor in enumerate(scale):
+            ok.values()(f"scale[{l}]", factor, {})
         self.layers, self.problem = list(layers), problem
         self.eta = self._per_run("eta", eta)
         self.scale = [float(f) if isinstance(f, float | int) else self._per_run("scale", f) for f in scale]
@@ -205,11 +225,12 @@ class MatrixNetwork:
 
     def _move(self, layer: Tensor, pull: Tensor, prefix: Tensor, scale, l: int) -> None:
         """``W_l -= scale * pull prefix^T``; a scale of its own for every run goes on the smaller factor."""
-        if isinstance(scale, float):
+        if not isinstance(scale, float):
+            prefix, scale = torch.mul(prefix, scale, out=self._scaled[l][: len(prefix)]), 1.0
+        if layer.is_contiguous():
             layer.baddbmm_(pull, prefix.mT, alpha=-scale)
-        else:
-            scaled = torch.mul(prefix, scale, out=self._scaled[l][: len(prefix)])
-            layer.baddbmm_(pull, scaled.mT, alpha=-1)
+        else:  # stored by columns: a tall layer, whose transposed product is the faster one
+            layer.mT.baddbmm_(prefix, pull.mT, alpha=-scale)
 
     def narrow(self, runs: Tensor | None) -> list[Tensor]:
         """Go on with copies of these of the present runs, or return to all of them (``None``); the new state.
@@ -223,7 +244,7 @@ class MatrixNetwork:
             self.layers, self.problem, self.eta, self.scale, self.runs = self._whole
             self._whole = None
         else:
-            self.layers = [w.index_select(0, runs) for w in self.layers]
+            self.layers = [_kept(w, runs) for w in self.layers]
             self.problem, self.eta, self.runs = self.problem.select(runs), self.eta[runs], self.runs[runs]
             self.scale = [f if isinstance(f, float) else f[runs] for f in self.scale]
         if len(self.runs):
@@ -267,6 +288,11 @@ class PackedNetwork(MatrixNetwork):
         return torch.mul(tensor, scale.flatten(), out=out)
 
 
+def _kept(layer: Tensor, runs: Tensor) -> Tensor:
+    """Copies of some runs, stored as they were: by rows or by columns."""
+    return layer.index_select(0, runs) if layer.is_contiguous() else layer.mT.index_select(0, runs).mT
+
+
 def _runs_last(tensor: Tensor) -> Tensor:
     """The same values and shape ``(runs, ...)``, stored with the runs last."""
     return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
@@ -280,6 +306,9 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+@ok.takes(
+    layers=ok.tensors("runs out in", at_least=2), problem=ok.has("gradient", "fits", "bind"), eta=ok.values(at_least=0)
+)
 def network(layers: Sequence[Tensor], problem: Problem, eta, scale: Sequence | None = None) -> MatrixNetwork:
     """The trainer that is faster for these sizes, with one interface. Use its ``layers``, not the tensors passed in."""
     runs, widest = len(layers[0]), max(max(w.shape[1:]) for w in layers)

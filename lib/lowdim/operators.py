@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 
 Size = tuple[int, int, int]
@@ -91,6 +92,7 @@ class Inpainting(Operator):
         return self if self.kept.ndim == 1 else Inpainting(self.kept.to(samples.device)[samples], self.image_shape)
 
 
+@ok.takes(image_shape=ok.sizes(3), random=ok.generator)
 def random_inpainting(
     image_shape: Size, dropped: float, random: torch.Generator, samples: int | None = None
 ) -> Inpainting:
@@ -127,6 +129,7 @@ class Separable(Operator):
         return self.rows.to(measured).mT @ measured @ self.columns.to(measured)
 
 
+@ok.takes(image_shape=ok.sizes(3))
 def super_resolution(image_shape: Size, factor: int, kind: str = "average") -> Separable:
     """Shrink each side by a factor, by averages of blocks or by antialiased bicubic interpolation (``"bicubic"``).
 
@@ -148,6 +151,7 @@ def super_resolution(image_shape: Size, factor: int, kind: str = "average") -> S
     return Separable(shrink(height), shrink(width), channels)
 
 
+@ok.takes(image_shape=ok.sizes(3))
 def gaussian_blur(image_shape: Size, size: int, std: float) -> Separable:
     """A Gaussian kernel of ``size x size`` taps, reflected at the border.
 
@@ -184,6 +188,7 @@ class Convolution(Operator):
         return self._apply(measured, F.conv_transpose2d)
 
 
+@ok.takes(random=ok.generator, points=ok.count())
 def motion_kernel(size: int, intensity: float, random: torch.Generator, points: int = 200) -> Tensor:
     """A random shake of the hand ``(size, size)``, summing to 1: a path whose direction drifts, drawn bilinearly.
 

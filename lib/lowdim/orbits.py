@@ -10,22 +10,44 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from lowdim.checks import ParameterError, integer
+from lowdim import checks as ok
+from lowdim.checks import ParameterError
 from lowdim.factorization import sharpness
 
 CYCLE_LIMIT = 1.5  # c up to which the 2-cycle is looked for; it is unstable from about 1.24
 
 
+@ok.takes(
+    rho=ok.values(lists=False, finite=False),
+    eta=ok.values(lists=False, finite=False),
+    sigma=ok.values(lists=False, finite=False),
+    depth=ok.count(2),
+)
 def balanced_map(rho, eta, sigma, depth: int):
     """One step of gradient descent for a balanced mode (Ghosh et al. 2025); shapes broadcast."""
+    return _map(rho, eta, sigma, depth)
+
+
+@ok.takes(
+    rho=ok.values(lists=False, finite=False),
+    eta=ok.values(lists=False, finite=False),
+    sigma=ok.values(lists=False, finite=False),
+    depth=ok.count(2),
+)
+def balanced_slope(rho, eta, sigma, depth: int):
+    """Derivative of ``balanced_map`` in ``rho``."""
+    return _slope(rho, eta, sigma, depth)
+
+
+def _map(rho, eta, sigma, depth: int):
     return rho - eta * (rho**depth - sigma) * rho ** (depth - 1)
 
 
-def balanced_slope(rho, eta, sigma, depth: int):
-    """Derivative of ``balanced_map`` in ``rho``."""
+def _slope(rho, eta, sigma, depth: int):
     return 1 - eta * ((2 * depth - 1) * rho ** (2 * depth - 2) - (depth - 1) * sigma * rho ** (depth - 2))
 
 
+@ok.takes(eta=ok.values(at_least=0), sigma=ok.values(above=0), depth=ok.count(2))
 def two_cycle(eta: Tensor, sigma: Tensor, depth: int) -> Tensor:
     """The two end-to-end values between which a mode alternates just above its edge of stability.
 
@@ -57,10 +79,11 @@ def two_cycle(eta: Tensor, sigma: Tensor, depth: int) -> Tensor:
         left = excess(middle) < 0
         low, high = torch.where(left, middle, low), torch.where(left, high, middle)
     u = (low + high) / 2
-    pair = torch.stack([u, balanced_map(u, rate, torch.ones_like(u), depth)], -1) ** depth * sigma.unsqueeze(-1)
+    pair = torch.stack([u, _map(u, rate, torch.ones_like(u), depth)], -1) ** depth * sigma.unsqueeze(-1)
     return torch.where(inside.unsqueeze(-1), pair, torch.full_like(pair, float("nan")))
 
 
+@ok.takes(depth=ok.count(2), doublings=ok.count(0, 7))
 def period_doubling(depth: int, doublings: int = 5) -> np.ndarray:
     """The values of ``c`` at which period ``2, 4, 8, ...`` is born, ``(doublings + 1,)``, the first being 1.
 
@@ -69,13 +92,12 @@ def period_doubling(depth: int, doublings: int = 5) -> np.ndarray:
     Raises:
         ParameterError: ``depth < 2``, or more than 7 doublings (beyond that float64 does not separate them).
     """
-    depth, doublings = integer("depth", depth, at_least=2), integer("doublings", doublings, at_least=0, at_most=7)
     born = [1.0]
     step = 0.2  # how far to the next threshold; it shrinks by about Feigenbaum's constant, 4.669
     for k in range(1, doublings + 1):
         c, u = born[-1] + step / 4, _critical_point(depth)
         for _ in range(4000):  # the orbit of the critical point finds the attracting cycle
-            u = balanced_map(u, 2 * c / depth, 1.0, depth)
+            u = _map(u, 2 * c / depth, 1.0, depth)
         u, multiplier = _cycle(c, u, depth, 2**k)
         while multiplier > -1:  # follow this cycle upwards until it has lost stability
             before, start = c, u
@@ -98,8 +120,8 @@ def _cycle(c: float, u: float, depth: int, period: int) -> tuple[float, float]:
     for _ in range(50):
         after, slope = u, 1.0
         for _ in range(period):
-            slope *= balanced_slope(after, rate, 1.0, depth)
-            after = balanced_map(after, rate, 1.0, depth)
+            slope *= _slope(after, rate, 1.0, depth)
+            after = _map(after, rate, 1.0, depth)
         change = (after - u) / (slope - 1)
         u -= change
         if abs(change) < 1e-15:
@@ -107,6 +129,7 @@ def _cycle(c: float, u: float, depth: int, period: int) -> tuple[float, float]:
     return u, slope
 
 
+@ok.takes(eta=ok.tensor(at_least=0), sigma=ok.real(above=0), depth=ok.count(2), steps=ok.count(1), burn_in=ok.count(0))
 def balanced_lyapunov(eta: Tensor, sigma: float, depth: int, steps: int = 20_000, burn_in: int = 2_000) -> Tensor:
     """Lyapunov exponent ``mean log |slope|`` of the balanced mode, shape of ``eta``; NaN where the orbit is lost.
 
@@ -116,11 +139,12 @@ def balanced_lyapunov(eta: Tensor, sigma: float, depth: int, steps: int = 20_000
     total = torch.zeros_like(eta)
     for t in range(burn_in + steps):
         if t >= burn_in:
-            total += balanced_slope(rho, eta, sigma, depth).abs_().log_()
-        rho = balanced_map(rho, eta, sigma, depth)
+            total += _slope(rho, eta, sigma, depth).abs_().log_()
+        rho = _map(rho, eta, sigma, depth)
     return torch.where(torch.isfinite(rho) & (rho.abs() > 1e-9), total / steps, torch.nan)
 
 
+@ok.takes(series=ok.tensor("times", "times ...", finite=False), max_period=ok.count(1), tolerance=ok.real(above=0))
 def detect_period(series: Tensor, max_period: int = 32, tolerance: float = 1e-6) -> Tensor:
     """Smallest ``p`` with ``|x_t - x_(t-p)| < tolerance`` at all recorded times; 0 if there is none.
 
@@ -134,7 +158,10 @@ def detect_period(series: Tensor, max_period: int = 32, tolerance: float = 1e-6)
         ParameterError: too few iterates for the longest period.
     """
     if len(series) < 2 * max_period:
-        raise ParameterError(f"a period of up to {max_period} needs {2 * max_period} iterates, got {len(series)}.")
+        raise ParameterError(
+            f"series must be at least twice as long as max_period: a period of up to {max_period} needs "
+            f"{2 * max_period} iterates, got {len(series)}."
+        )
     found = torch.zeros(series.shape[1:], dtype=torch.long, device=series.device)
     for p in range(max_period, 0, -1):
         same = ((series[p:] - series[:-p]).abs() < tolerance).all(0)

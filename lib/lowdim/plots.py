@@ -7,8 +7,12 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgba
+from matplotlib.colors import is_color_like, to_hex, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from lowdim import checks as ok
+from lowdim.checks import ParameterError, brief
 
 # Okabe and Ito's palette without yellow and black: apart for colour-blind readers, 3:1 or more on white and on dark.
 COLOURS = {
@@ -25,6 +29,13 @@ DARK_INK, DARK_PAPER = "#d4d8dd", "#14181e"
 GREY = "#7d848c"  # guides and annotations: legible on both papers
 SEQUENTIAL = "cividis"
 DIVERGING = "RdBu_r"
+
+
+def _colour(name: str, value, known: dict) -> None:
+    if not (isinstance(value, str) and (value in COLOURS or is_color_like(value))):
+        raise ParameterError(
+            f"{name} must be one of {', '.join(COLOURS)} or a colour of matplotlib, got {brief(value)}."
+        )
 
 
 def style() -> None:
@@ -52,6 +63,9 @@ def style() -> None:
     )
 
 
+@ok.takes(
+    ax=ok.kind(Axes, "the axes of a figure"), at=ok.real(), label=ok.text, axis=ok.one_of("x", "y"), where=ok.real()
+)
 def mark(ax: Axes, at: float, label: str = "", axis: str = "x", where: float = 0.98, **line) -> None:
     """A thin grey guide line across the axes with a label beside it, such as a threshold."""
     line = {"color": GREY, "linestyle": "--", "linewidth": 1.0, "zorder": 0} | line
@@ -64,12 +78,25 @@ def mark(ax: Axes, at: float, label: str = "", axis: str = "x", where: float = 0
         ax.text(where, at, f"{label} ", transform=ax.get_yaxis_transform(), va="bottom", ha="right", **text)
 
 
+@ok.takes(
+    ax=ok.kind(Axes, "the axes of a figure"),
+    x=ok.array("points", finite=False),
+    values=ok.array("iterates points", finite=False),
+    colour=_colour,
+)
 def branches(ax: Axes, x, values, colour: str, **dots) -> None:
     """Where iterates end up against a parameter, one pixel each: ``values`` is ``(iterates, len(x))``."""
     repeated = [x] * len(values)
     ax.plot(np.ravel(repeated), np.ravel(values), ",", color=COLOURS.get(colour, colour), rasterized=True, **dots)
 
 
+@ok.takes(
+    ax=ok.kind(Axes, "the axes of a figure"),
+    x=ok.array("points", finite=False),
+    values=ok.array("points runs", finite=False),
+    colour=_colour,
+    label=ok.text,
+)
 def band(ax: Axes, x, values, colour: str, label: str = "", **line) -> None:
     """Median over runs as a line with dots, the range as a band: ``values`` is ``(len(x), runs)``."""
     values, colour = np.asarray(values), COLOURS.get(colour, colour)
@@ -77,8 +104,14 @@ def band(ax: Axes, x, values, colour: str, label: str = "", **line) -> None:
     ax.fill_between(x, values.min(1), values.max(1), color=colour, alpha=0.22, linewidth=0)
 
 
+@ok.takes(figure=ok.kind(Figure, "a matplotlib figure"), dark=ok.flag, dpi=ok.real(above=0))
 def png(figure: Figure, dark: bool = False, dpi: int = 160) -> bytes:
     """The figure as PNG bytes; ``dark=True`` swaps ink and paper and leaves the colours alone."""
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            if axis.get_scale() == "log" and high > 1e3 * low:  # over many decades they are a blur, and half the time
+                axis.set_minor_locator(NullLocator())
     buffer = io.BytesIO()
     with _inverted(figure) if dark else _unchanged():
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})

@@ -11,51 +11,12 @@ import torch
 from torch import Tensor
 
 from lowdim.checks import ParameterError, choice, integer, number
+from lowdim.consistency import Adam, Setting, minimise, per_sample, resample, resampling_variance, rms, setting
 from lowdim.diffusion import Generators, LatentDiffusion, Levels, add_noise, ddim, normal, tweedie
 from lowdim.operators import Operator
 
 Uncertainty = Callable[[float, Tensor], Tensor | float]
-
-
-def resampling_variance(abar: float, before: float, gamma: float, formula: str = "code") -> float:
-    """``sigma_t^2`` at the level ``before`` that a step from ``abar`` reached: smaller trusts the DDIM iterate more.
-
-    Args:
-        formula: ``"code"``, ``gamma (1 - before) / (1 - abar) (1 - abar / before)``, as released; ``"paper"`` divides
-            by ``abar`` instead of ``1 - abar``.
-    """
-    choice("formula", formula, ("code", "paper"))
-    return gamma * (1 - before) / (1 - abar if formula == "code" else abar) * (1 - abar / before)
-
-
-def resampling_moments(clean: Tensor, z: Tensor, abar: float, variance) -> tuple[Tensor, Tensor]:
-    """Mean and variance of stochastic resampling: the product of two Gaussians (ReSample, proposition on resampling).
-
-    Args:
-        clean: ``zhat_0(y)``, consistent with the data. Noised to the level it is ``N(sqrt(abar) clean, 1 - abar)``.
-        z: the DDIM iterate at that level, an observation of the same variable with this ``variance``, a number or
-            ``(samples, 1, ...)``.
-    """
-    variance = torch.as_tensor(variance, dtype=z.dtype, device=z.device)
-    total = variance + 1 - abar
-    return (variance * abar**0.5 * clean + (1 - abar) * z) / total, variance * (1 - abar) / total
-
-
-def resample(clean: Tensor, z: Tensor, abar: float, variance, fresh: Tensor) -> Tensor:
-    """Stochastic resampling: a sample of ``resampling_moments``, from standard normal numbers ``fresh``."""
-    mean, variance = resampling_moments(clean, z, abar, variance)
-    return mean + variance.sqrt() * fresh
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Settings of one optimisation: step size and largest number of iterations."""
-
-    rate: float = 1e-2
-    iterations: int = 100
-
-    def __post_init__(self):
-        number("rate", self.rate, above=0), integer("iterations", self.iterations, at_least=0)
+SHORT, LONG = Adam(1e-2, 100), Adam(1e-2, 600)
 
 
 @dataclass(frozen=True)
@@ -64,22 +25,22 @@ class LatentDPS:
 
     Attributes:
         steps: DDIM steps.
-        scale: the step size is ``scale * abar_t``.
+        scale: the step size is ``scale * abar_t``; one for all, or one a sample.
     """
 
     steps: int = 100
-    scale: float = 0.5
+    scale: Setting = 0.5
 
     def __post_init__(self):
-        integer("steps", self.steps, at_least=1), number("scale", self.scale, at_least=0)
+        integer("steps", self.steps, at_least=1), setting("scale", self.scale, at_least=0)
 
 
 @dataclass(frozen=True)
 class LatentOptimisation:
     """No diffusion: fit the latent to the data from a random start."""
 
-    adam: Adam = Adam(1e-2, 600)
-    tolerance: float | str = "noise"
+    adam: Adam = LONG
+    tolerance: Setting | str = "noise"
 
 
 @dataclass(frozen=True)
@@ -93,9 +54,9 @@ class ReSample:
         stages: ``"both"`` (pixels in the middle third, latents in the last), ``"pixel"`` or ``"latent"``.
         renoise: ``"resample"``, ``"encode"`` (fresh noise), ``"deterministic"`` (the predicted noise) or ``"none"``.
         formula: of the resampling variance: ``"code"``, ``"paper"`` or ``"theorem"`` (``abar_t v_t``, no ``gamma``).
-        gamma: its factor.
+        gamma: its factor; one for all, or one a sample.
         tolerance: an optimisation of a sample ends when the root mean square of its residual is at most this;
-            ``"noise"`` for the noise level.
+            ``"noise"`` for the noise level; one for all, or one a sample.
         pixel, latent, last: settings of the optimisations; ``last=None`` for none after the last step.
         travel: further DDIM steps before the estimate of ``z_0`` that starts a hard step.
         dps: scale of a Latent-DPS step on top, at every step.
@@ -109,11 +70,11 @@ class ReSample:
     stages: str = "both"
     renoise: str = "resample"
     formula: str = "code"
-    gamma: float = 40.0
-    tolerance: float | str = "noise"
-    pixel: Adam = Adam(1e-2, 100)
-    latent: Adam = Adam(1e-2, 100)
-    last: Adam | None = Adam(1e-2, 100)
+    gamma: Setting = 40.0
+    tolerance: Setting | str = "noise"
+    pixel: Adam = SHORT
+    latent: Adam = SHORT
+    last: Adam | None = SHORT
     travel: int = 0
     dps: float = 0.0
     uncertainty: Uncertainty | None = None
@@ -121,7 +82,7 @@ class ReSample:
 
     def __post_init__(self):
         integer("steps", self.steps, at_least=1), integer("every", self.every, at_least=0)
-        number("rest", self.rest, at_least=0, at_most=1), number("gamma", self.gamma, above=0)
+        number("rest", self.rest, at_least=0, at_most=1), setting("gamma", self.gamma, above=0)
         choice("stages", self.stages, ("both", "pixel", "latent"))
         choice("renoise", self.renoise, ("resample", "encode", "deterministic", "none"))
         choice("formula", self.formula, ("code", "paper", "theorem"))
@@ -173,61 +134,6 @@ class Solution:
     calls: dict[str, int] = field(default_factory=dict)
 
 
-def rms(error: Tensor) -> Tensor:
-    """Root mean square of each sample, ``(samples,)``."""
-    return error.flatten(1).square().mean(1).sqrt()
-
-
-def minimise(
-    start: Tensor,
-    forward: Callable[[Tensor, Operator], Tensor],
-    operator: Operator,
-    y: Tensor,
-    adam: Adam,
-    tolerance: float,
-    prior: tuple[float, Tensor] | None = None,
-    check: int = 10,
-) -> tuple[Tensor, Tensor]:
-    """Adam on ``1/2 |y - forward(x)|^2`` from ``start``, each sample until its own residual is within the tolerance.
-
-    Args:
-        forward: ``forward(x, operator)``, the prediction of ``y``; the operator is that of the samples in ``x``.
-        tolerance: of the root mean square residual; a sample below it does not move. 0 for no early stop.
-        prior: ``(sigma^2, v)``: minimise ``|y - forward(x)|^2 / sigma^2 + |x - start|^2 / v`` instead (over 2).
-        check: iterations between two looks at who is finished; finished samples leave the batch.
-
-    Returns:
-        The minimiser and the iterations each sample took, ``(samples,)``.
-    """
-    done, used = start.clone(), torch.zeros(len(start), dtype=torch.long, device=start.device)
-    alive = torch.arange(len(start), device=start.device)
-    x, first, second, centre = start.clone(), torch.zeros_like(start), torch.zeros_like(start), start
-    wide = (-1,) + (1,) * (start.ndim - 1)
-    for k in range(1, adam.iterations + 1):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            error = forward(x, operator) - y
-            (slope,) = torch.autograd.grad(error.square().sum(), x)
-        x, slope = x.detach(), 0.5 * slope
-        moving = rms(error.detach()) > tolerance
-        if prior is not None:
-            slope = slope / prior[0] + (x - centre) / (prior[1] if prior[1].ndim == 0 else prior[1][alive])
-        first.lerp_(slope, 0.1), second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-        size = adam.rate / (1 - 0.9**k)
-        move = first / ((second / (1 - 0.999**k)).sqrt_().add_(1e-8))
-        x = torch.addcmul(x, move, moving.to(x.dtype).reshape(wide), value=-size)
-        used[alive] += moving
-        if (k % check == 0 or k == adam.iterations) and not bool(moving.all()):
-            done[alive] = x
-            left = moving.nonzero().squeeze(1)
-            if len(left) == 0:
-                return done, used
-            x, first, second, y, centre = (t[left] for t in (x, first, second, y, centre))
-            alive, operator = alive[left], operator.select(left)
-    done[alive] = x
-    return done, used
-
-
 def solve(
     model: LatentDiffusion,
     operator: Operator,
@@ -253,7 +159,8 @@ def solve(
         raise ParameterError(
             f"the operator measures images {tuple(operator.image_shape)}, the model makes {tuple(model.image_shape)}."
         )
-    operator.check(y)
+    if not bool(operator.check(y).isfinite().all()):
+        raise ParameterError("y must be finite, got values that are not.")
     number("sigma", sigma, at_least=0)
     with torch.no_grad():
         return _Run(model, operator, y, sigma, method, random, callback).result()
@@ -267,10 +174,17 @@ class _Run:
         self.method, self.random, self.callback = method, random, callback
         self.calls = {"denoiser": 0, "decoder": 0}
         self.iterations = torch.zeros(len(y), dtype=torch.long, device=y.device)
-        tolerance = getattr(method, "tolerance", 0.0)
-        if tolerance == "noise" and sigma == 0:
-            raise ParameterError("tolerance is the noise level, but sigma is 0: give the tolerance as a number > 0.")
-        self.tolerance = number("tolerance", sigma if tolerance == "noise" else tolerance, at_least=0)
+        self.tolerance = getattr(method, "tolerance", 0.0)
+        if isinstance(self.tolerance, str):
+            choice("tolerance", self.tolerance, ("noise",))
+            if sigma == 0:
+                raise ParameterError(
+                    "tolerance is the noise level, but sigma is 0: give the tolerance as a number > 0."
+                )
+            self.tolerance = sigma
+        setting("tolerance", self.tolerance, at_least=0), per_sample(self.tolerance, y)
+        if getattr(method, "proximal", False) and sigma == 0:
+            raise ParameterError("a proximal step weighs the data by 1 / sigma^2: sigma must be > 0, got 0.")
 
     def result(self) -> Solution:
         z = normal(self.y.new_empty(len(self.y), *self.model.latent_shape), self.random)
@@ -283,12 +197,13 @@ class _Run:
 
     def diffuse(self, z: Tensor, levels: Levels) -> Tensor:
         method, hard = self.method, isinstance(self.method, ReSample)
-        scale = method.dps if hard else method.scale
+        scale = per_sample(method.dps if hard else method.scale, z)
+        guided = bool(torch.as_tensor(scale).max() > 0)
         for i in reversed(range(len(levels))):
             abar, before = float(levels.abar[i]), float(levels.before[i])
-            predicted, noise, slope = self.predict(z, int(levels.times[i]), abar, scale > 0)
+            predicted, noise, slope = self.predict(z, int(levels.times[i]), abar, guided)
             moved = ddim(predicted, noise, before)
-            if scale > 0:
+            if guided:
                 moved = moved - scale * abar * slope
             moment = Moment(i, before, predicted, moved, moved)
             if hard and method.is_hard(i):
@@ -357,5 +272,5 @@ class _Run:
             variance = abar * method.uncertainty(abar, moment.moved)
         else:
             above = float(levels.abar[moment.index])
-            variance = resampling_variance(above, abar, method.gamma, method.formula)
+            variance = resampling_variance(above, abar, per_sample(method.gamma, clean), method.formula)
         return resample(clean, moment.moved, abar, variance, fresh)

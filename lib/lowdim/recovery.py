@@ -21,7 +21,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lowdim.checks import ParameterError, choice, integer, number
+from lowdim import checks as ok
+from lowdim.checks import ParameterError, integer
 from lowdim.factorization import haar
 from lowdim.networks import CACHE_BYTES, MatrixNetwork, Problem, matches
 
@@ -39,13 +40,17 @@ class Completion(Problem):
         ParameterError: shapes that differ, or a mask without any entry.
     """
 
+    @ok.takes(
+        target=ok.tensor("rows columns", "runs rows columns"),
+        mask=ok.tensor("rows columns", "any rows columns", floating=False, at_least=0, at_most=1),
+    )
     def __init__(self, mask: Tensor, target: Tensor):
-        if mask.shape[-2:] != target.shape[-2:]:
-            raise ParameterError(f"mask {tuple(mask.shape)} and target {tuple(target.shape)} must be of one size.")
         self.mask, self.target = mask.to(target.dtype), target
         seen = self.mask.sum((-2, -1), keepdim=True)
         if not bool((seen > 0).all()):
-            raise ParameterError("mask must have at least one entry that is seen, in every run.")
+            raise ParameterError(
+                f"mask must have at least one entry that is seen in every run, got none in {tuple(mask.shape)}."
+            )
         self._weights = self.mask / seen
 
     def fits(self, shape):
@@ -77,11 +82,8 @@ class Completion(Problem):
         return self.mask * self.target / self.mask.mean((-2, -1), keepdim=True)
 
     def _map_runs(self, change):
-        copy = object.__new__(Completion)
-        for name in ("mask", "target", "_weights"):
-            tensor = getattr(self, name)
-            setattr(copy, name, change(tensor) if tensor.dim() == 3 else tensor)
-        return copy
+        mine = {name: getattr(self, name) for name in ("mask", "target", "_weights")}
+        return self._changed(**{name: change(tensor) for name, tensor in mine.items() if tensor.dim() == 3})
 
 
 class Sensing(Problem):
@@ -97,19 +99,20 @@ class Sensing(Problem):
 
     blocked = False  # a few runs at a time would read the operators again for each of them
 
+    @ok.takes(
+        operators=ok.tensor("m rows columns", "runs m rows columns"), measurements=ok.tensor("m", "runs m", "any m")
+    )
     def __init__(self, operators: Tensor, measurements: Tensor):
-        if operators.dim() not in (3, 4) or measurements.shape[-1:] != operators.shape[-3:-2]:
-            raise ParameterError(
-                f"operators must be (m, rows, columns) or (runs, m, rows, columns) and measurements (m,) or (runs, m), "
-                f"got {tuple(operators.shape)} and {tuple(measurements.shape)}."
-            )
+        self._set(operators, measurements)
+
+    def _set(self, operators: Tensor, measurements: Tensor) -> None:
         self.operators, self.measurements = operators, measurements
         self._flat = operators.flatten(-2)  # (..., m, rows * columns)
         if operators.dim() == 3:
             # a step uses the operators twice: in pieces that stay in the cache, the second use costs no reading
             rows = self._flat.shape[0] if operators.is_cuda else max(1, CACHE_BYTES // self._flat[0].nbytes)
-            y = measurements.view(-1, len(operators)).mT  # (m, runs or 1)
-            self._pieces = list(zip(self._flat.split(rows), y.split(rows), strict=True))
+            y = measurements.view(-1, len(operators))  # (runs or 1, m)
+            self._pieces = list(zip(self._flat.split(rows), y.split(rows, 1), strict=True))
 
     def fits(self, shape):
         runs, *size = shape
@@ -128,11 +131,11 @@ class Sensing(Problem):
         if self._flat.dim() == 3:
             residual = self.measure(product).sub_(self.measurements).unsqueeze(1)
             return torch.bmm(residual, self._flat, out=out.view(len(out), 1, -1)).view_as(out)
-        inputs = product.flatten(1).mT.clone(memory_format=torch.contiguous_format)  # out may be product
+        inputs = product.flatten(1).clone()  # out may be product
         total = out.view(len(out), -1).zero_()
         for operators, y in self._pieces:
-            residual = torch.addmm(y, operators, inputs, beta=-1)  # (piece, runs)
-            total.addmm_(residual.mT, operators)
+            residual = torch.addmm(y, inputs, operators.mT, beta=-1)  # (runs, piece): half the time of its transpose
+            total.addmm_(residual, operators)
         return out
 
     def loss(self, product: Tensor) -> Tensor:
@@ -146,7 +149,9 @@ class Sensing(Problem):
 
     def _map_runs(self, change):
         operators = change(self.operators) if self.operators.dim() == 4 else self.operators
-        return Sensing(operators, change(self.measurements) if self.measurements.dim() == 2 else self.measurements)
+        new = self._changed()
+        new._set(operators, change(self.measurements) if self.measurements.dim() == 2 else self.measurements)
+        return new
 
 
 class ThinFactorization(Problem):
@@ -159,11 +164,8 @@ class ThinFactorization(Problem):
 
     blocked = False  # nothing large belongs to a single run
 
+    @ok.takes(left=ok.tensor("rows r"), right=ok.tensor("columns r"), mean=ok.flag)
     def __init__(self, left: Tensor, right: Tensor, mean: bool = True):
-        if left.dim() != 2 or right.dim() != 2 or left.shape[1] != right.shape[1]:
-            raise ParameterError(
-                f"left must be (rows, r) and right (columns, r), got {tuple(left.shape)} and {tuple(right.shape)}."
-            )
         self.left, self.right, self.target = left, right, left @ right.mT
         self.weight = 1 / self.target.numel() if mean else 1.0
 
@@ -186,6 +188,9 @@ class ThinFactorization(Problem):
 # ---------------------------------------------------------------- targets and starting points
 
 
+@ok.takes(
+    width=ok.count(1), rank=ok.count(1), runs=ok.count(1), generator=ok.generator, pick=ok.one_of("top", "spread")
+)
 def low_rank_target(width: int, rank: int, runs: int, generator: torch.Generator, pick: str = "top") -> dict:
     """Square targets of a given rank, cut from Gaussian matrices.
 
@@ -196,7 +201,6 @@ def low_rank_target(width: int, rank: int, runs: int, generator: torch.Generator
     Returns:
         ``target (runs, width, width)``, ``u`` and ``v`` ``(runs, width, rank)``, ``sigma (runs, rank)``.
     """
-    choice("pick", pick, ("top", "spread"))
     rank = integer("rank", rank, at_least=1, at_most=width)
     gauss = torch.randn(runs, width, width, generator=generator, dtype=torch.float64, device=generator.device)
     u, sigma, vh = torch.linalg.svd(gauss)
@@ -205,6 +209,7 @@ def low_rank_target(width: int, rank: int, runs: int, generator: torch.Generator
     return {"target": (u * sigma.unsqueeze(1)) @ v.mT, "u": u, "v": v, "sigma": sigma}
 
 
+@ok.takes(sizes=ok.sizes(3), runs=ok.count(1), eps=ok.real(above=0), generator=ok.generator)
 def orthogonal_layers(sizes: Sequence[int], runs: int, eps: float, generator: torch.Generator) -> list[Tensor]:
     """Factors ``eps Q`` with Haar orthogonal ``Q``; rectangular ones have orthonormal rows or columns.
 
@@ -214,20 +219,26 @@ def orthogonal_layers(sizes: Sequence[int], runs: int, eps: float, generator: to
     Raises:
         ParameterError: fewer than two layers, or ``eps <= 0``.
     """
-    sizes, eps = _sizes(sizes), number("eps", eps, above=0)
     return [eps * haar((runs, max(o, i)), generator)[:, :o, :i].contiguous() for i, o in pairwise(sizes)]
 
 
+@ok.takes(sizes=ok.sizes(3), runs=ok.count(1), eps=ok.real(above=0), generator=ok.generator)
 def balanced_layers(sizes: Sequence[int], runs: int, eps: float, generator: torch.Generator) -> list[Tensor]:
     """Factors with ``W_(l+1)^T W_(l+1) = W_l W_l^T`` and random singular vectors, all singular values ``eps``.
 
     The end-to-end matrix has rank ``min(sizes)``. Raises as ``orthogonal_layers`` does.
     """
-    sizes, eps = _sizes(sizes), number("eps", eps, above=0)
     bases = [haar((runs, size), generator)[..., : min(sizes)] for size in sizes]
     return [eps * after @ before.mT for before, after in pairwise(bases)]
 
 
+@ok.takes(
+    surrogate=ok.tensor("rows columns", "runs rows columns"),
+    rank=ok.counts(),
+    depth=ok.count(2),
+    eps=ok.real(above=0),
+    runs=ok.count(1),
+)
 def spectral_layers(surrogate: Tensor, rank: int | Tensor, depth: int, eps: float, runs: int = 1) -> list[Tensor]:
     """The compressed start of Kwon et al. 2024: ``[eps V^T, eps I, ..., eps I, eps U]`` from a surrogate's SVD.
 
@@ -240,7 +251,6 @@ def spectral_layers(surrogate: Tensor, rank: int | Tensor, depth: int, eps: floa
     Raises:
         ParameterError: a rank beyond the surrogate's size, fewer than two layers, or ``eps <= 0``.
     """
-    depth, eps = integer("depth", depth, at_least=2), number("eps", eps, above=0)
     surrogate = surrogate.unsqueeze(0) if surrogate.dim() == 2 else surrogate
     ranks = torch.as_tensor(rank, device=surrogate.device).reshape(-1)
     width = integer("rank", int(ranks.max()), at_least=1, at_most=min(surrogate.shape[-2:]))
@@ -250,34 +260,41 @@ def spectral_layers(surrogate: Tensor, rank: int | Tensor, depth: int, eps: floa
     first = (vh[:, :width] * used.unsqueeze(-1)).expand(runs, -1, -1)
     last = (u[..., :width] * used.unsqueeze(-2)).expand(runs, -1, -1)
     inner = [torch.diag_embed(used.expand(runs, width)).contiguous() for _ in range(depth - 2)]
-    return [first.contiguous(), *inner, last.contiguous()]
+    return [first.contiguous(), *inner, last.mT.contiguous().mT]  # the tall one by columns: see MatrixNetwork._move
 
 
+@ok.takes(layers=ok.tensors("runs out in", at_least=2), width=ok.count(1))
 def padded(layers: Sequence[Tensor], width: int) -> list[Tensor]:
     """The same network with zero rows and columns up to an inner width: gradient descent keeps them at zero.
 
     So networks of different inner widths can share a batch.
     """
+    widest = max(max(first.shape[1], then.shape[2]) for first, then in pairwise(layers))
+    integer("width", width, at_least=widest)
     first, *inner, last = layers
     pad = torch.nn.functional.pad
     grown = [pad(w, (0, width - w.shape[2], 0, width - w.shape[1])) for w in inner]
     return [pad(first, (0, 0, 0, width - first.shape[1])), *grown, pad(last, (0, width - last.shape[2]))]
 
 
-def _sizes(sizes: Sequence[int]) -> list[int]:
-    if len(sizes) < 3:
-        raise ParameterError(f"sizes must be [d_0, ..., d_L] with at least 2 layers, got {list(sizes)}.")
-    return [integer(f"sizes[{l}]", size, at_least=1) for l, size in enumerate(sizes)]
-
-
 # ---------------------------------------------------------------- compressed networks
 
 
+@ok.takes(depth=ok.count(2), alpha=ok.values(above=0))
 def outer_scale(depth: int, alpha) -> list:
     """Step-size factors of a compressed network: ``alpha`` (a number or one per run) outside, 1 inside."""
     return [alpha, *[1.0] * (depth - 2), alpha]
 
 
+@ok.takes(
+    problem=ok.has("gradient", "fits", "surrogate"),
+    rank=ok.counts(),
+    depth=ok.count(2),
+    eps=ok.real(above=0),
+    eta=ok.values(at_least=0),
+    alpha=ok.values(above=0),
+    runs=ok.count(1),
+)
 def compressed(problem: Problem, rank, depth: int, eps: float, eta, alpha=1.0, runs: int = 1) -> MatrixNetwork:
     """The compressed network of a problem: spectral start, and step size ``alpha * eta`` on the outer factors.
 
@@ -292,6 +309,14 @@ def compressed(problem: Problem, rank, depth: int, eps: float, eta, alpha=1.0, r
     return trainer(layers, problem, eta, outer_scale(depth, alpha))
 
 
+@ok.takes(
+    problem=ok.has("gradient", "fits", "surrogate"),
+    depth=ok.count(2),
+    eps=ok.real(above=0),
+    eta=ok.values(at_least=0),
+    generator=ok.generator,
+    runs=ok.count(1),
+)
 def original(problem: Problem, depth: int, eps: float, eta, generator, runs: int = 1) -> MatrixNetwork:
     """The network that is compressed: square factors from a random orthogonal start."""
     surrogate = problem.surrogate()
@@ -336,19 +361,26 @@ class ThinNetwork(MatrixNetwork):
         self._move_first(layers[0], pull[0], scale[0])
 
 
+@ok.takes(alpha=ok.real(above=0))
 def alpha_speed_up(alpha: float) -> float:
     """Time to fit a mode at outer factor ``alpha`` over the time at 1, for depth 3 and a small start.
 
     The outer ``x`` and the inner ``m`` obey ``x' = alpha sigma m x``, ``m' = sigma x^2``; integrating gives
     ``acosh(sqrt a)/sqrt(a (a-1))`` for ``a > 1`` and ``arccos(sqrt a)/sqrt(a (1-a))`` for ``a < 1`` (derived here).
     """
-    alpha = number("alpha", alpha, above=0)
     if abs(alpha - 1) < 1e-6:
         return 1.0
     root = math.sqrt(alpha)
     return (math.acosh(root) if alpha > 1 else math.acos(root)) / math.sqrt(alpha * abs(alpha - 1))
 
 
+@ok.takes(
+    mask=ok.tensor("rows columns", floating=False, at_least=0, at_most=1),
+    target=ok.tensor("rows columns"),
+    rank=ok.count(1),
+    sweeps=ok.count(0),
+    ridge=ok.real(above=0),
+)
 def alternating_least_squares(mask: Tensor, target: Tensor, rank: int, sweeps: int, ridge: float = 1e-6):
     """Completion by solving for the rows of ``U`` and of ``V`` in turn, ``W = U V^T``; yields ``W`` after each sweep.
 
@@ -356,6 +388,11 @@ def alternating_least_squares(mask: Tensor, target: Tensor, rank: int, sweeps: i
         mask, target: ``(rows, columns)``.
         ridge: keeps rows with fewer entries than ``rank`` solvable.
     """
+    integer("rank", rank, at_least=1, at_most=min(target.shape))
+    return _alternate(mask.to(target.dtype), target, rank, sweeps, ridge)
+
+
+def _alternate(mask: Tensor, target: Tensor, rank: int, sweeps: int, ridge: float):
     v = torch.linalg.svd(mask * target, full_matrices=False).Vh[:rank].mT.contiguous()
     eye = ridge * torch.eye(rank, dtype=target.dtype, device=target.device)
 

@@ -12,13 +12,40 @@ import numpy as np
 import torch
 from IPython.display import display
 
+from lowdim import checks as ok
 from lowdim import plots, runtime
-from lowdim.checks import ParameterError
+from lowdim.checks import ParameterError, brief, choice
 from lowdim.claims import Claims
 from lowdim.files import write_atomically
 
 INTERACTIVE = Path(__file__).with_name("interactive.html")
 PROFILES = ("quick", "paper")
+
+
+def _parameters(name: str, value, known: dict) -> None:
+    wanted = ("profile", "seed", "device")
+    if not isinstance(value, dict) or not all(key in value for key in wanted):
+        raise ParameterError(f"{name} must be a dictionary with {', '.join(wanted)}, got {brief(value)}.")
+
+
+def _arrays(name: str, value, known: dict) -> None:
+    if not isinstance(value, dict) or not value:
+        raise ParameterError(f"{name} must be a dictionary of at least one array, got {brief(value)}.")
+    for key, entry in value.items():
+        try:
+            array = _array(entry)
+        except ValueError:  # lists of several lengths
+            array = np.array(None)
+        if not isinstance(key, str) or array.dtype.kind not in "biufcSU":
+            raise ParameterError(f"{name} must hold arrays of numbers or texts by name, got {key!r}: {brief(entry)}.")
+
+
+def _number_or_text(name: str, value, known: dict) -> None:
+    single = isinstance(value, str | int | float | np.generic) or (
+        isinstance(value, torch.Tensor) and value.numel() == 1
+    )
+    if not single:
+        raise ParameterError(f"{name} must be one number or a text, got {brief(value)}.")
 
 
 class Results:
@@ -33,15 +60,16 @@ class Results:
         ParameterError: an unknown profile, or a device that is not there.
     """
 
+    @ok.takes(slug=ok.filename, parameters=_parameters, folder=ok.path)
     def __init__(self, slug: str, parameters: dict, folder: str | Path = "."):
-        if parameters["profile"] not in PROFILES:
-            raise ParameterError(f"profile must be 'quick' or 'paper', got {parameters['profile']!r}.")
+        choice("profile", parameters["profile"], PROFILES)
         self.slug, self.parameters, self.folder = slug, dict(parameters), Path(folder)
         self.device = runtime.pick_device(parameters["device"])
         self.figures: dict[str, dict] = {}
         self.glued: dict[str, object] = {}
         self._started = time.perf_counter()
 
+    @ok.takes(figure=ok.kind(plots.Figure, "a matplotlib figure"), name=ok.filename, data=_arrays)
     def figure(self, figure, name: str, data: dict) -> None:
         """Show a matplotlib figure and save its data as ``name.npz`` and ``name.csv``.
 
@@ -59,6 +87,14 @@ class Results:
         encoded = base64.b64encode(light).decode()
         _show({"image/png": encoded, "text/plain": f"[figure {name}]"}, {"image/png": {"width": width}})
 
+    @ok.takes(
+        figure=ok.has("frames", "layout", "to_json"),
+        name=ok.filename,
+        data=_arrays,
+        fallback=ok.kind(plots.Figure, "a matplotlib figure"),
+        title=ok.text,
+        first=ok.count(0),
+    )
     def interactive(self, figure, name: str, data: dict, fallback, title: str, first: int = 0) -> None:
         """Show a plotly figure that works offline, with a static image for print and for pages without scripts.
 
@@ -75,6 +111,7 @@ class Results:
         plots.plt.close(fallback)
         _show({"text/html": interactive_html(figure, name, still, title, first), "text/plain": f"[interactive {name}]"})
 
+    @ok.takes(name=ok.filename, value=_number_or_text)
     def glue(self, name: str, value) -> None:
         """A number or a short text for the prose, computed here and put there by MyST's role ``glue:text``."""
         value = value.item() if isinstance(value, np.generic | torch.Tensor) else value
@@ -84,6 +121,7 @@ class Results:
             record, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
         )
 
+    @ok.takes(claims=ok.kind(Claims, "a Claims table"))
     def write(self, claims: Claims) -> dict:
         """Write ``results.json``; returns its content."""
         content = {
@@ -112,6 +150,7 @@ class Results:
         self.figures[name] = {"data": f"{name}.npz"}
 
 
+@ok.takes(arrays=_arrays)
 def csv_text(arrays: dict[str, np.ndarray]) -> str:
     """Arrays as columns of one table, short ones padded with blanks; ``x[2]`` is column 2 of ``x``."""
     columns = {}

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from lowdim.checks import ParameterError, choice, integer, number
+from lowdim import checks as ok
+from lowdim.checks import ParameterError, integer, number
 from lowdim.sensing import SymmetricNetwork, SymmetricSensing, svec
 
 RULES = ("geometric", "polyak")
@@ -22,6 +23,7 @@ RULES = ("geometric", "polyak")
 # ---------------------------------------------------------------- noise
 
 
+@ok.takes(shape=ok.sizes(1), p=ok.values(at_least=0, below=1), size=ok.values(at_least=0), generator=ok.generator)
 def outliers(shape, p, size, generator: torch.Generator) -> Tensor:
     """Gaussian outliers: exactly ``round(p m)`` of the ``m`` entries on the last axis are ``N(0, size^2)``, others 0.
 
@@ -32,20 +34,17 @@ def outliers(shape, p, size, generator: torch.Generator) -> Tensor:
     Raises:
         ParameterError: a share outside [0, 1), or a negative size.
     """
-    m, device = integer("m", shape[-1], at_least=1), generator.device
+    m, device = shape[-1], generator.device
     p, size = (torch.as_tensor(value, dtype=torch.float64, device=device) for value in (p, size))
-    for value in p.flatten().tolist():
-        number("p, the share of outliers,", value, at_least=0, below=1)
-    number("size", float(size.min()), at_least=0)
     order = torch.rand(*shape, generator=generator, dtype=torch.float64, device=device).argsort(-1).argsort(-1)
     values = torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
     return torch.where(order < (p * m).round().unsqueeze(-1), values * size.unsqueeze(-1), 0.0)
 
 
+@ok.takes(shape=ok.sizes(1), nu=ok.values(at_least=0), generator=ok.generator)
 def dense_noise(shape, nu, generator: torch.Generator) -> Tensor:
     """Gaussian noise ``N(0, nu^2)`` on every measurement; ``nu`` broadcasts to ``shape[:-1]``."""
     nu = torch.as_tensor(nu, dtype=torch.float64, device=generator.device)
-    number("nu", float(nu.min()), at_least=0)
     draw = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
     return draw * nu.unsqueeze(-1)
 
@@ -67,7 +66,16 @@ class AbsoluteSensing(SymmetricSensing):
         noise: ``s``, ``(m,)`` for a single group, ``(groups, m)`` or ``(runs, m)``.
     """
 
+    @ok.takes(
+        operators=ok.tensor("m coordinates", "groups m coordinates"),
+        truth=ok.tensor("... d d"),
+        noise=ok.tensor("any", "rows any"),
+    )
     def __init__(self, operators: Tensor, truth: Tensor, noise: Tensor):
+        if noise.shape[-1] != operators.shape[-2]:
+            raise ParameterError(
+                f"noise must be (m,), (groups, m) or (runs, m), m = {operators.shape[-2]}, got {tuple(noise.shape)}."
+            )
         super().__init__(operators, noise.to(operators.dtype))
         self.truth = truth.reshape(-1, 1, *truth.shape[-2:])
         if len(self.truth) not in (1, len(self.operators)) or self.truth.shape[-2:] != (self.n, self.n):
@@ -114,12 +122,17 @@ class SubgradientNetwork(SymmetricNetwork):
         ParameterError: an unknown rule, ``rho`` outside (0, 1], or sizes that do not fit.
     """
 
+    @ok.takes(
+        u=ok.tensor("runs d r"),
+        problem=ok.kind(AbsoluteSensing, "an AbsoluteSensing"),
+        eta=ok.values(at_least=0),
+        rho=ok.values(above=0, at_most=1),
+        rule=ok.one_of(*RULES),
+    )
     def __init__(self, u: Tensor, problem: AbsoluteSensing, eta, rho=1.0, rule: str = "geometric"):
-        self.rule = choice("rule", rule, RULES)
+        self.rule = rule
         self.layers = [u]
         self.rho = self._per_run("rho", rho)
-        for value in (float(self.rho.min()), float(self.rho.max())):
-            number("rho", value, above=0, at_most=1)
         super().__init__(u, problem, eta)
 
     def _prepare(self) -> None:
@@ -145,6 +158,12 @@ class SubgradientNetwork(SymmetricNetwork):
 # ---------------------------------------------------------------- starts and schedules
 
 
+@ok.takes(
+    problem=ok.kind(AbsoluteSensing, "an AbsoluteSensing"),
+    columns=ok.counts(),
+    runs=ok.count(1),
+    alpha=ok.values(above=0),
+)
 def spectral_factors(problem: AbsoluteSensing, columns, runs: int, alpha) -> Tensor:
     """The small spectral start ``alpha B``: ``B`` from the largest eigenvalues of ``(1/m) sum_i sign(y_i) A_i``.
 
@@ -157,6 +176,7 @@ def spectral_factors(problem: AbsoluteSensing, columns, runs: int, alpha) -> Ten
     Returns:
         ``(runs, d, columns.max())``.
     """
+    ok.one_or_each("alpha", alpha, runs)
     vector = torch.bmm(problem.data.sign(), problem.operators).double()
     vector = vector.repeat(1, runs // len(vector), 1) if vector.shape[1] == 1 else vector
     values, vectors = torch.linalg.eigh(problem.matrix(vector, vector.new_empty(runs, problem.n, problem.n)))
@@ -168,17 +188,18 @@ def spectral_factors(problem: AbsoluteSensing, columns, runs: int, alpha) -> Ten
     return (b * torch.as_tensor(alpha, dtype=b.dtype, device=b.device).reshape(-1, 1, 1)).contiguous()
 
 
+@ok.takes(alpha=ok.real(above=0), r=ok.count(1), stretch=ok.real(above=0))
 def step_sum(alpha: float, r: int, stretch: float = 1.0) -> float:
     """Sum of all steps that a start of scale ``alpha`` needs, for ``r`` equal eigenvalues and Gaussian operators.
 
     An eigendirection grows at the rate ``sqrt(2/pi) sigma_i / ||X*||_F`` per unit of step: ``ln(1/alpha)`` over this,
     times 1.6 and plus 15 for convergence. ``stretch`` divides by what noise takes from the rate.
     """
-    number("alpha", alpha, above=0)
-    rate = math.sqrt(2 / math.pi) / math.sqrt(integer("r", r, at_least=1))
+    rate = math.sqrt(2 / math.pi) / math.sqrt(r)
     return stretch * (1.6 * max(math.log(1 / alpha), 0.0) / rate + 15)
 
 
+@ok.takes(total=ok.real(above=0), eta=ok.real(above=0), last=ok.real(above=0, below=1))
 def geometric(total: float, eta: float, last: float = 1e-7) -> tuple[float, int]:
     """``rho`` and the number of steps such that ``eta rho^t`` sums to ``total`` and ends at ``eta last``.
 
@@ -186,13 +207,19 @@ def geometric(total: float, eta: float, last: float = 1e-7) -> tuple[float, int]
         ParameterError: a first step that is not below the sum.
     """
     number("eta (below the sum of all steps)", eta, above=0, below=total)
-    rho = 1 - eta / number("total", total, above=0)
-    return rho, math.ceil(math.log(number("last", last, above=0, below=1)) / math.log(rho))
+    rho = 1 - eta / total
+    return rho, math.ceil(math.log(last) / math.log(rho))
 
 
 # ---------------------------------------------------------------- what theory says
 
 
+@ok.takes(
+    error=ok.values(lists=False, above=0),
+    p=ok.values(lists=False, at_least=0, at_most=1),
+    size=ok.values(lists=False, at_least=0),
+    nu=ok.values(lists=False, at_least=0),
+)
 def attenuation(error, p=0.0, size=0.0, nu=0.0):
     """``phi``: length of the mean of ``sign(<A, Delta> - s) A`` for ``||Delta||_F = error``, over ``sqrt(2/pi)``.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError
 
 
@@ -33,11 +34,13 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+@ok.takes(seed=ok.count(0, 2**63 - 1))
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of its own: the library never touches the global seed."""
     return torch.Generator(device=device).manual_seed(int(seed))
 
 
+@ok.takes(function=ok.function, workers=ok.count())
 def parallel(function, jobs, workers: int = 2) -> list:
     """``[function(job) for job in jobs]``, in as many threads as there are cores, at most ``workers``.
 
@@ -49,11 +52,13 @@ def parallel(function, jobs, workers: int = 2) -> list:
         return list(pool.map(function, jobs))
 
 
+@ok.takes(device=ok.kind(torch.device, "a torch.device"))
 def device_name(device: torch.device) -> str:
     """The device in words, as printed on a page: ``"CPU (x86_64)"`` or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
 
 
+@ok.takes(device=ok.kind(torch.device, "a torch.device"))
 def peak_memory_mb(device: torch.device) -> int:
     """Peak memory of this process (and of the GPU, if one is used) in MB, rounded up to a multiple of 100.
 
@@ -62,6 +67,38 @@ def peak_memory_mb(device: torch.device) -> int:
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
     card = torch.cuda.max_memory_allocated(device) / 1024**2 if device.type == "cuda" else 0.0
     return 100 * -int(-max(host, card) // 100)
+
+
+@ok.takes(device=ok.kind(torch.device, "a torch.device"))
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be used on a device: the GPU's free memory, or the host's within the limits of this process.
+
+    The host's are what Linux calls available, less where a container or ``ulimit -v`` allows less.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # a system that does not say
+        free = 1024**3
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(lines.get("MemAvailable", f"{free // 1024} kB").split()[0]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = (int(Path("/sys/fs/cgroup", name).read_text()) for name in (limit, used))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+        free = min(free, max(most - now, 0))
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft != resource.RLIM_INFINITY and Path("/proc/self/statm").exists():
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        free = min(free, max(soft - mapped, 0))
+    return free
 
 
 def commit() -> str:
@@ -95,6 +132,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@ok.takes(device=ok.kind(torch.device, "a torch.device"))
 def provenance(device: torch.device) -> dict:
     """What must be known to run this again: device, versions, commit and date (UTC)."""
     return {

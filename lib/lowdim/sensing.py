@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from lowdim.checks import ParameterError, integer, number
+from lowdim import checks as ok
+from lowdim.checks import ParameterError
 from lowdim.networks import Factorization, MatrixNetwork, Problem
 
 THIN_RUNS = 8  # measured: with fewer runs, fewer calls are worth more than fewer operations
@@ -34,9 +35,8 @@ class SymmetricNetwork(MatrixNetwork):
         ParameterError: ``x`` is not three-dimensional, or sizes do not fit.
     """
 
+    @ok.takes(x=ok.tensor("runs n k"), problem=ok.has("gradient", "fits"), eta=ok.values(at_least=0))
     def __init__(self, x: Tensor, problem: Problem, eta):
-        if x.dim() != 3:
-            raise ParameterError(f"x must be (runs, n, k), got {tuple(x.shape)}.")
         problem.fits((len(x), x.shape[1], x.shape[1]))
         self.layers, self.problem, self.scale = [x], problem, [1.0]
         self.eta = self._per_run("eta", eta)
@@ -67,22 +67,25 @@ class SymmetricNetwork(MatrixNetwork):
         x.addcmul_(torch.bmm(product, x, out=self._change), self.eta, value=-1)
 
 
+@ok.takes(
+    f=ok.tensor("runs n k"), g=ok.tensor("runs m k"), problem=ok.has("gradient", "fits"), eta=ok.values(at_least=0)
+)
 def asymmetric(f: Tensor, g: Tensor, problem: Problem, eta) -> MatrixNetwork:
     """Simultaneous gradient descent on ``F G^T``; ``f (runs, n, k)`` is changed in place, ``g (runs, n', k)`` copied.
 
     Raises:
         ParameterError: widths ``k`` that differ, or sizes that do not fit the problem.
     """
-    if f.dim() != 3 or g.dim() != 3 or f.shape[2] != g.shape[2]:
-        raise ParameterError(f"f and g must be (runs, n, k) with one k, got {tuple(f.shape)} and {tuple(g.shape)}.")
     return MatrixNetwork([g.mT.contiguous(), f], problem, eta)
 
 
+@ok.takes(network=ok.has("layers"))
 def factors(network: MatrixNetwork) -> tuple[Tensor, Tensor]:
     """``F`` and ``G`` of an asymmetric network, views into its state."""
     return network.layers[1], network.layers[0].mT
 
 
+@ok.takes(f=ok.tensor("... n k", finite=False), g=ok.tensor("... m k", finite=False))
 def imbalance(f: Tensor, g: Tensor) -> Tensor:
     """``Delta = F^T F - G^T G``, ``(runs, k, k)``: a step changes it by ``O(eta^2)`` only."""
     return f.mT @ f - g.mT @ g
@@ -91,14 +94,16 @@ def imbalance(f: Tensor, g: Tensor) -> Tensor:
 # ---------------------------------------------------------------- starts
 
 
+@ok.takes(runs=ok.count(1), n=ok.count(1), k=ok.count(1), alpha=ok.values(at_least=0), generator=ok.generator)
 def gaussian_factors(runs: int, n: int, k: int, alpha, generator: torch.Generator) -> Tensor:
     """Factors ``(runs, n, k)`` with independent entries ``N(0, alpha^2 / n)``; ``alpha`` a number or one per run."""
-    integer("k", k, at_least=1)
     draw = torch.randn(runs, n, k, generator=generator, dtype=torch.float64, device=generator.device)
+    ok.one_or_each("alpha", alpha, runs)
     scale = torch.as_tensor(alpha, dtype=draw.dtype, device=draw.device).reshape(-1, 1, 1)
     return draw.mul_(scale / math.sqrt(n))
 
 
+@ok.takes(v=ok.tensor("n r", "runs n r"), factor=ok.tensor("runs n k"))
 def signal_rows(v: Tensor, factor: Tensor) -> Tensor:
     """The same factor in fewer rows, when ``M = V diag(sigma) V^T`` is fully observed: exact for the whole descent.
 
@@ -121,6 +126,7 @@ def signal_rows(v: Tensor, factor: Tensor) -> Tensor:
 # ---------------------------------------------------------------- one modified step
 
 
+@ok.takes(f=ok.tensor("runs n k"), g=ok.tensor("runs m k"), beta=ok.values(above=0))
 def rebalanced(f: Tensor, g: Tensor, beta) -> tuple[Tensor, Tensor]:
     """The modified step: ``F = P S Q^T`` (thin SVD) becomes ``beta P``, and ``G`` becomes ``G Q S / beta``.
 
@@ -130,11 +136,13 @@ def rebalanced(f: Tensor, g: Tensor, beta) -> tuple[Tensor, Tensor]:
         f, g: ``(runs, n, k)`` with ``n >= k``.
         beta: a number, or one per run.
     """
+    ok.one_or_each("beta", beta, len(f))
     p, s, qt = torch.linalg.svd(f, full_matrices=False)
     beta = torch.as_tensor(beta, dtype=f.dtype, device=f.device).reshape(-1, 1, 1)
     return beta * p, (g @ qt.mT) * s.unsqueeze(1) / beta
 
 
+@ok.takes(eta=ok.real(above=0), sigma=ok.real(above=0))
 def beta_range(eta: float, sigma: float) -> tuple[float, float]:
     """Between which values of ``beta`` the descent after the modified step is stable.
 
@@ -144,7 +152,8 @@ def beta_range(eta: float, sigma: float) -> tuple[float, float]:
     Raises:
         ParameterError: ``eta sigma >= 1``, where no value is stable.
     """
-    number("eta (times the largest singular value)", eta * sigma, above=0, below=1)
+    if eta * sigma >= 1:
+        raise ParameterError(f"eta must be below 1 / sigma = {1 / sigma:g}, got {eta!r}.")
     root = math.sqrt(eta**-2 - sigma**2)
     return math.sqrt(sigma**2 / (1 / eta + root)), math.sqrt(1 / eta + root)
 
@@ -152,6 +161,7 @@ def beta_range(eta: float, sigma: float) -> tuple[float, float]:
 # ---------------------------------------------------------------- closed forms and fits
 
 
+@ok.takes(s0=ok.values(lists=False, at_least=0), eta=ok.real(above=0), t=ok.values(lists=False, at_least=0))
 def shrinking(s0, eta: float, t):
     """Squared singular value of a surplus direction of ``X``: ``s_0 / (1 + 2 eta s_0 t)``.
 
@@ -160,6 +170,12 @@ def shrinking(s0, eta: float, t):
     return s0 / (1 + 2 * eta * s0 * t)
 
 
+@ok.takes(
+    steps=ok.tensor("records", floating=False),
+    values=ok.tensor("records runs", finite=False),
+    high=ok.real(above=0),
+    low=ok.real(at_least=0),
+)
 def decay_rate(steps: Tensor, values: Tensor, high: float, low: float) -> Tensor:
     """Rate of exponential decay for each run: minus the slope of ``ln(values)`` against the step.
 
@@ -181,6 +197,7 @@ def decay_rate(steps: Tensor, values: Tensor, high: float, low: float) -> Tensor
     return torch.where(count >= 5, rate, torch.nan)
 
 
+@ok.takes(x=ok.tensor("points", floating=False, above=0), values=ok.tensor("points runs", finite=False))
 def power_law(x: Tensor, values: Tensor) -> Tensor:
     """Slope of ``ln(values)`` against ``ln(x)`` by least squares: ``x (points,)``, ``values (points, runs)``."""
     logs = x.to(values.dtype).log()
@@ -191,6 +208,7 @@ def power_law(x: Tensor, values: Tensor) -> Tensor:
 # ---------------------------------------------------------------- measurements of symmetric matrices
 
 
+@ok.takes(matrix=ok.tensor("... n n", finite=False))
 def svec(matrix: Tensor) -> Tensor:
     """The symmetric part as a vector: ``(..., n, n)`` to ``(..., n(n+1)/2)``, off-diagonals times ``sqrt 2``.
 
@@ -226,15 +244,15 @@ class SymmetricSensing(Problem):
 
     blocked = False
 
+    @ok.takes(operators=ok.tensor("m coordinates", "groups m coordinates"), measurements=ok.tensor("any", "rows any"))
     def __init__(self, operators: Tensor, measurements: Tensor):
+        given = tuple(operators.shape)
         operators = operators.unsqueeze(0) if operators.dim() == 2 else operators
         length = operators.shape[-1]
         self.n = round((math.sqrt(8 * length + 1) - 1) / 2)
         if operators.dim() != 3 or self.n * (self.n + 1) // 2 != length:
-            raise ParameterError(
-                f"operators must be (groups, m, n(n+1)/2) or (m, n(n+1)/2), got {tuple(operators.shape)}."
-            )
-        self.m = integer("m, the number of measurements,", operators.shape[1], at_least=1)
+            raise ParameterError(f"operators must be (groups, m, n(n+1)/2) or (m, n(n+1)/2), got {given}.")
+        self.m = operators.shape[1]
         if measurements.shape[-1] != self.m or (measurements.dim() == 2 and len(measurements) % len(operators)) or (
             measurements.dim() == 1 and len(operators) > 1):  # fmt: skip
             raise ParameterError(

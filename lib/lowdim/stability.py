@@ -7,12 +7,22 @@ every mode, seed and learning rate at once.
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
+from lowdim.checks import integer
 from lowdim.curvature import floquet_multipliers, lyapunov_exponent
 from lowdim.descent import descend
 from lowdim.factorization import ModeNetwork, edge, transverse_hessian
 from lowdim.orbits import balanced_map, two_cycle
 
 
+@ok.takes(
+    c=ok.tensor("rates", at_least=0),
+    sigma=ok.tensor("modes", above=0),
+    depth=ok.count(2),
+    seeds=ok.count(1),
+    generator=ok.generator,
+    unbalanced=ok.real(at_least=0),
+)
 def near_minimum(c: Tensor, sigma: Tensor, depth: int, seeds: int, generator, unbalanced: float) -> ModeNetwork:
     """Modes started near their balanced minimum, ``s = sigma^(1/L) (1 + unbalanced * N(0, 1))``, layer by layer.
 
@@ -29,15 +39,35 @@ def near_minimum(c: Tensor, sigma: Tensor, depth: int, seeds: int, generator, un
     return ModeNetwork(layers, sigma, runs[:, None] * edge(sigma, depth))
 
 
+@ok.takes(
+    c=ok.tensor("rates", at_least=0),
+    sigma=ok.tensor("modes", above=0),
+    depth=ok.count(2),
+    steps=ok.count(1),
+    seeds=ok.count(1),
+    generator=ok.generator,
+    unbalanced=ok.real(at_least=0),
+    last=ok.count(1),
+)
 def settle(
     c: Tensor, sigma: Tensor, depth: int, steps: int, *, seeds: int, generator, unbalanced: float = 0.1, last: int = 2
 ) -> Tensor:
     """The last end-to-end values of modes started near the minimum, ``(last, seeds, rates, modes)``."""
+    integer("last", last, at_least=1, at_most=steps + 1)
     network = near_minimum(c, sigma, depth, seeds, generator, unbalanced)
     run = descend(network.step, network.state, steps, run_dim=1, record={"pi": network.product}, start=steps - last + 1)
     return run["pi"].reshape(last, seeds, len(c), len(sigma))
 
 
+@ok.takes(
+    sigma=ok.tensor("modes", above=0),
+    depth=ok.count(2),
+    seeds=ok.count(1),
+    generator=ok.generator,
+    half_width=ok.real(above=0, below=1),
+    points=ok.count(2),
+    steps=ok.count(2),
+)
 def onset(
     sigma: Tensor,
     depth: int,
@@ -63,6 +93,15 @@ def onset(
     return torch.where(first.isinf(), torch.nan, first)
 
 
+@ok.takes(
+    c=ok.tensor("rates", at_least=0),
+    sigma=ok.tensor("modes", above=0),
+    depth=ok.count(2),
+    seeds=ok.count(1),
+    generator=ok.generator,
+    steps=ok.count(2),
+    floor=ok.real(at_least=0),
+)
 def two_step_gap_factor(
     c: Tensor, sigma: Tensor, depth: int, *, seeds: int, generator, steps: int = 600, floor: float = 1e-9
 ) -> Tensor:
@@ -78,6 +117,7 @@ def two_step_gap_factor(
     return factor.reshape(seeds, len(c), len(sigma))
 
 
+@ok.takes(ratio=ok.tensor(above=0), c=ok.tensor(at_least=0), depth=ok.count(2))
 def rotation_multiplier(ratio: Tensor, c: Tensor, depth: int) -> Tensor:
     """Largest Floquet multiplier of a two-cycle for rotating the singular vectors of two modes into each other.
 
@@ -107,6 +147,15 @@ def rotation_multiplier(ratio: Tensor, c: Tensor, depth: int) -> Tensor:
     return torch.minimum(*moduli)
 
 
+@ok.takes(
+    eta=ok.tensor(at_least=0),
+    sigma=ok.real(above=0),
+    other=ok.real(above=0),
+    depth=ok.count(2),
+    generator=ok.generator,
+    steps=ok.count(1),
+    burn_in=ok.count(0),
+)
 def rotation_exponent(
     eta: Tensor, sigma: float, other: float, depth: int, *, generator, steps: int = 1500, burn_in: int = 2000
 ) -> Tensor:

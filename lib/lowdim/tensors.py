@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 
 LETTERS = "abcdefghijklmnopq"  # one for each mode; r is the rank
@@ -100,6 +101,7 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
     return torch.linalg.svd(matrix, full_matrices=False).U[..., :rank]
 
 
+@ok.takes(x=ok.tensor(floating=False), ranks=ok.sizes(1))
 def hosvd(x: Tensor, ranks: Sequence[int]) -> Tucker:
     """Truncated higher-order SVD of ``(..., n_1, ..., n_N)``: leading singular vectors of each unfolding.
 
@@ -121,6 +123,7 @@ def hosvd(x: Tensor, ranks: Sequence[int]) -> Tucker:
     return Tucker(multi_product(x, factors, transpose=True), factors)
 
 
+@ok.takes(matrix=ok.tensor("... rows columns", floating=False))
 def truncated(matrix: Tensor, rank: int) -> Tensor:
     """The best approximation of ``(..., rows, columns)`` of a rank (Eckart and Young)."""
     rank = integer("rank", rank, at_least=1, at_most=min(matrix.shape[-2:]))

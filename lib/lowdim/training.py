@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError
 
 
@@ -28,6 +29,14 @@ class TanhPopulation:
 
     run_dim = 0
 
+    @ok.takes(
+        inputs=ok.tensor("runs samples features"),
+        targets=ok.tensor("runs samples outputs"),
+        sizes=ok.sizes(3),
+        eta=ok.values(at_least=0),
+        scale=ok.real(at_least=0),
+        generator=ok.generator,
+    )
     def __init__(self, inputs: Tensor, targets: Tensor, sizes: Sequence[int], eta, scale: float, generator):
         if len(sizes) < 3 or inputs.shape[-1] != sizes[0] or targets.shape[-1] != sizes[-1]:
             raise ParameterError(
@@ -42,6 +51,7 @@ class TanhPopulation:
             for fan_in, fan_out in pairwise(sizes)
         ]
         self.biases = [inputs.new_zeros(runs, 1, fan_out) for fan_out in sizes[1:]]
+        ok.one_or_each("eta", eta, runs)
         eta = torch.as_tensor(eta, dtype=inputs.dtype, device=inputs.device).reshape(-1, 1, 1)
         self._rate = (eta / samples).expand(runs, 1, 1).contiguous()
         self._hidden = [inputs.new_empty(runs, samples, size) for size in sizes[1:]]

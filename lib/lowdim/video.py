@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -172,6 +173,7 @@ def pan(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
     return np.stack(frames, -1).clip(0, 1).astype(np.float32)
 
 
+@ok.takes(name=ok.text)
 def clip_named(name: str, *shape: int, size=None, step: int = 1) -> np.ndarray:
     """``"tiny"``, ``"walker"``, ``"pan"``, or a path for ``load_video``: ``(n1, n2, q)``.
 

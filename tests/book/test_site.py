@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from chapters import ROOT, all_chapters
 from check_site import problems
+from policy import protected
 
 SITE = ROOT / "_build/html"
 CHAPTERS = all_chapters()
@@ -19,7 +20,7 @@ def test_the_site_is_whole():
     assert problems(SITE) == []
 
 
-PAGE = """<html><body><article><a href="#here">a</a><p id="here">b</p>{}</article></body></html>"""
+PAGE = """<html><head></head><body><article><a href="#here">a</a><p id="here">b</p>{}</article></body></html>"""
 BROKEN = {
     "leads to gone.html": '<a href="gone.html">x</a>',
     "no anchor #there": '<a href="#there">x</a>',
@@ -34,7 +35,7 @@ BROKEN = {
 @pytest.mark.parametrize(("words", "markup"), BROKEN.items())
 def test_the_checker_finds(words, markup, tmp_path):
     for name in ("a.html", "b.html", "c.html"):
-        (tmp_path / name).write_text(PAGE.format(""))
+        (tmp_path / name).write_text(protected(PAGE.format("")))
     (tmp_path / "i.png").touch()
     assert problems(tmp_path) == []
     (tmp_path / "a.html").write_text(PAGE.format(markup))
@@ -81,6 +82,14 @@ def test_the_colab_button_leads_to_a_notebook_that_is_there(chapter):
     text = (SITE / f"{chapter.docname}.html").read_text()
     found = re.search(r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/gh-pages/([^\"]+ipynb)", text)
     assert (SITE / found[1]).exists()
+
+
+def test_binder_installs_the_pins_of_the_build_and_the_library_at_its_commit():
+    lines = (SITE / "binder/requirements.txt").read_text().splitlines()
+    pins = (ROOT / "requirements.txt").read_text().splitlines()
+    assert "torch==2.13.0" in lines
+    assert all(line in pins for line in lines[:-2])
+    assert re.fullmatch(r"lowdim @ git\+https://\S+@([0-9a-f]{40}|main)", lines[-1])
 
 
 @each_chapter

@@ -26,7 +26,7 @@ def test_matrix_step_is_the_gradient_step_of_autograd(sizes, random):
     runs = 3
     layers = [torch.randn(runs, o, i, generator=random, dtype=F64) for i, o in pairwise(sizes)]
     if len(layers) < 2:
-        with pytest.raises(ParameterError, match="at least 2 layers"):
+        with pytest.raises(ParameterError, match="at least 2 tensors, got 1"):
             fz.MatrixNetwork(layers, fz.Factorization(torch.zeros(sizes[-1], sizes[0])), 0.1)
         return
     target = torch.randn(runs, sizes[-1], sizes[0], generator=random, dtype=F64)
@@ -149,7 +149,10 @@ def test_haar_matrices_are_orthogonal_and_centred(random):
         (lambda: fz.spectrum_target([1, 2, 3], 2), "at most 2 singular values, got 3"),
         (lambda: fz.ModeNetwork(torch.zeros(3, 4), torch.ones(1), 0.1), "layers must be"),
         (lambda: fz.ModeNetwork(torch.zeros(3, 4, 2), torch.ones(3), 0.1), "must fit"),
-        (lambda: fz.MatrixNetwork([torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)], None, 0.1), "does not feed layer 2"),
+        (
+            lambda: fz.MatrixNetwork([torch.zeros(1, 2, 3), torch.zeros(1, 2, 4)], fz.Factorization(torch.eye(2)), 0.1),
+            "does not feed layer 2",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_sentence(call, words):

@@ -11,6 +11,7 @@ from torch import nn
 
 from lowdim import pretrained
 from lowdim.checks import ParameterError
+from lowdim.consistency import Adam
 from lowdim.data import DataError
 from lowdim.diffusion import Schedule, add_noise
 from lowdim.latent_models import (
@@ -24,7 +25,7 @@ from lowdim.latent_models import (
     train_denoiser,
 )
 from lowdim.operators import super_resolution
-from lowdim.posterior import Adam, LatentDPS, ReSample, solve
+from lowdim.posterior import LatentDPS, ReSample, solve
 from lowdim.quality import nearest_distance, psnr, sliced_wasserstein
 from lowdim.runtime import generator
 
@@ -104,8 +105,12 @@ def test_distances(random):
 
 
 def test_bad_input(images):
-    with pytest.raises(ParameterError, match="images must be finite and"):
+    with pytest.raises(ParameterError, match=r"images must be \(samples, 1, 8, 8\), got \(200, 1, 4, 4\)"):
         train_autoencoder(Autoencoder((1, 8, 8), 3, 8), images, generator(0))
+    with pytest.raises(ParameterError, match="images must have values from -1 to 1, got 0 to 16"):
+        train_autoencoder(Autoencoder((1, 2, 2), 3, 8), torch.tensor([0.0, 16, 1, 2]).view(1, 1, 2, 2), generator(0))
+    with pytest.raises(ParameterError, match="images must have values from -1 to 1, got nan to nan"):
+        train_autoencoder(Autoencoder((1, 4, 4), 3, 8), images * float("nan"), generator(0))
     with pytest.raises(ParameterError, match="width must be a multiple of 8, got 12"):
         UNet(3, 12)
 

@@ -1,23 +1,15 @@
 """Solvers of inverse problems with a latent diffusion prior: exact formulas, batches, early stopping, bad input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lowdim.checks import ParameterError
+from lowdim.consistency import Adam, minimise, resample, resampling_moments, resampling_variance, rms
 from lowdim.diffusion import GaussianMixture, LatentDiffusion, Schedule, tweedie
 from lowdim.operators import Separable, gaussian_blur, random_inpainting
-from lowdim.posterior import (
-    Adam,
-    LatentDPS,
-    LatentOptimisation,
-    ReSample,
-    minimise,
-    resample,
-    resampling_moments,
-    resampling_variance,
-    rms,
-    solve,
-)
+from lowdim.posterior import LatentDPS, LatentOptimisation, ReSample, solve
 from lowdim.runtime import generator
 
 F64 = torch.float64
@@ -144,6 +136,26 @@ def test_the_proximal_minimum_is_the_gaussian_posterior_mean(random):
     torch.testing.assert_close(found[0, 0], exact, rtol=0, atol=1e-6)
 
 
+def test_settings_may_differ_from_sample_to_sample(model):
+    """Three values in one batch are three runs."""
+    operator, y, _ = problem(model, 6)
+    run = lambda method, samples: solve(
+        model[0], operator.select(samples), y[samples], 0.02, method, [generator(int(k)) for k in samples]
+    )
+    cases = {"gamma": (ReSample, (0.5, 4.0, 40.0)), "tolerance": (ReSample, (1e-3, 0.02, 0.3)),
+             "scale": (LatentDPS, (0.0, 0.3, 1.0))}  # fmt: skip
+    for name, (kind, values) in cases.items():
+        more = dict(every=3, latent=SHORT, pixel=SHORT, last=SHORT) if kind is ReSample else {}
+        each = kind(20, **{name: torch.tensor(values).repeat_interleave(2)}, **more)
+        together = run(each, torch.arange(6))
+        for k, value in enumerate(values):
+            pair = torch.arange(2 * k, 2 * k + 2)
+            alone = run(kind(20, **{name: torch.tensor([value]).expand(2)}, **more), pair)
+            torch.testing.assert_close(together.images[pair], alone.images, rtol=0, atol=1e-8)
+            number = run(kind(20, **{name: value}, **more), pair)  # float64 where the tensor is float32
+            torch.testing.assert_close(together.images[pair], number.images, rtol=0, atol=1e-4)
+
+
 def test_dps_takes_the_gradient_of_the_norm(model):
     operator, y, _ = problem(model, 2)
     seen = []
@@ -192,5 +204,17 @@ def test_bad_input(model):
         ReSample(proximal=True)
     with pytest.raises(ParameterError, match="formula must be one of 'code', 'paper', got 'other'"):
         resampling_variance(0.5, 0.6, 40.0, "other")
+    with pytest.raises(ParameterError, match="y must be finite"):
+        run(ReSample(20), y=y * float("nan"))
+    with pytest.raises(ParameterError, match="tolerance must be one of 'noise', got 'noisy'"):
+        run(ReSample(20, tolerance="noisy"))
+    with pytest.raises(ParameterError, match="the least gamma must be a finite number > 0, got 0"):
+        ReSample(gamma=torch.tensor([0.0, 1.0]))
+    with pytest.raises(ParameterError, match=r"scale must be a number or a tensor \(samples,\), got shape \(2, 1\)"):
+        LatentDPS(scale=torch.ones(2, 1))
+    with pytest.raises(ParameterError, match="a setting a sample must have 2 entries, one for each, got 3"):
+        run(ReSample(20, tolerance=torch.ones(3)))
+    with pytest.raises(ParameterError, match="sigma must be > 0, got 0"):
+        run(replace(METHODS["proximal"], tolerance=0.1), sigma=0)
     with pytest.raises(ParameterError, match="rate must be a finite number > 0, got 0"):
         Adam(0)

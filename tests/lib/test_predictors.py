@@ -238,6 +238,27 @@ def test_the_penalty_is_chosen_on_samples_held_out():
     assert (sizes == 0.001).all()  # without noise the small penalty must win
 
 
+@pytest.mark.parametrize("loss", ["logistic", "squared"])
+def test_single_precision_gives_the_same_predictor(loss):
+    inputs, labels, _ = made(3, 200, (6, 6), soft=loss == "squared", rank=2)
+    starts = random_starts((6, 6), 2, 3, 1, generator(0))
+    double = fit_cp(inputs, labels, starts, loss, 0.02, tol=1e-3)
+    single = fit_cp(inputs.float(), labels.float(), [b.float() for b in starts], loss, 0.02, tol=1e-3)
+    assert single.converged.all()
+    assert single.predictor.dtype == torch.float32
+    apart = (single.predictor - double.predictor).flatten(2).norm(dim=2) / double.predictor.flatten(2).norm(dim=2)
+    assert apart.max() < 1e-2  # the tolerance of the fit, not of the numbers
+
+
+def test_a_hinge_without_penalty_on_separable_samples_is_solved():
+    """More weights than samples: the direct solve must stand a singular Hessian."""
+    inputs, labels, _ = made(2, 20, (6, 6))
+    fit = fit_vector(inputs, labels, "hinge", 0.0)
+    scores = torch.einsum("snij,sfij->sn", inputs, fit.predictor)
+    assert (scores * labels > 0).all()
+    assert fit.objective.max() < 1e-3
+
+
 def test_alignment_gives_all_measures():
     truth = torch.zeros(3, 3, dtype=F64)
     truth[1] = 1
@@ -246,6 +267,7 @@ def test_alignment_gives_all_measures():
     unit = other / other.flatten(2).norm(dim=2)[..., None, None]
     assert torch.allclose((unit - truth / 3**0.5).square().sum((2, 3)), 2 - 2 * cos)
     assert alignment(torch.zeros(3, 3, dtype=F64), truth) == 0
+    assert torch.allclose(alignment(1e-200 * other, truth), cos)  # a predictor that shrank to almost nothing
 
 
 def test_a_readers_own_tensors(tmp_path):

@@ -304,24 +304,27 @@ def test_alpha_law_against_integration():
 
 TWO = [random(2, 4, 4)] * 2
 BAD = [
-    (lambda: Completion(torch.ones(3, 3), random(4, 4)), "must be of one size"),
+    (
+        lambda: Completion(torch.ones(3, 3), random(4, 4)),
+        r"mask must be .* with columns = 4 and rows = 4, got \(3, 3\)",
+    ),
     (lambda: Completion(torch.zeros(4, 4), random(4, 4)), "at least one entry"),
-    (lambda: Sensing(random(5, 4, 4), random(6)), r"operators must be \(m, rows, columns\)"),
+    (lambda: Sensing(random(5, 4, 4), random(6)), r"measurements must be .* m = 5, got \(6,\)"),
     (lambda: MatrixNetwork(TWO, Sensing(random(5, 4, 3), random(5)), 0.1), "do not fit"),
     (lambda: MatrixNetwork(TWO, Factorization(random(3, 3)), 0.1), "to fit the network"),
     (lambda: MatrixNetwork(TWO, Factorization(random(3, 4, 4)), 0.1), "to fit the network"),
     (lambda: MatrixNetwork(TWO, Factorization(random(4, 4)), torch.ones(3)), "one for each of 2 runs"),
     (lambda: MatrixNetwork(TWO, Factorization(random(4, 4)), 0.1, [1.0]), "one entry for each"),
-    (lambda: MatrixNetwork([random(2, 4, 4)], Factorization(random(4, 4)), 0.1), "at least 2 layers"),
+    (lambda: MatrixNetwork([random(2, 4, 4)], Factorization(random(4, 4)), 0.1), "at least 2 tensors, got 1"),
     (lambda: MatrixNetwork([random(2, 4, 4), random(2, 4, 5)], Factorization(random(4, 4)), 0.1), "does not feed"),
     (lambda: compressed(Factorization(random(4, 5)), 6, 3, 0.1, 0.1), "rank must be a whole number >= 1 and <= 4"),
     (lambda: compressed(Factorization(random(4, 5)), 0, 3, 0.1, 0.1), "rank must be a whole number >= 1"),
     (lambda: compressed(Factorization(random(4, 5)), 2, 1, 0.1, 0.1), "depth must be a whole number >= 2"),
-    (lambda: orthogonal_layers([4, 4], 1, 0.1, generator(0)), "at least 2 layers"),
+    (lambda: orthogonal_layers([4, 4], 1, 0.1, generator(0)), "at least 3 sizes"),
     (lambda: orthogonal_layers([4, 4, 4], 1, 0.0, generator(0)), "eps must be"),
     (lambda: low_rank_target(4, 5, 1, generator(0)), "rank must be a whole number"),
     (lambda: low_rank_target(4, 2, 1, generator(0), "middle"), "pick must be one of"),
-    (lambda: ThinFactorization(random(4, 2), random(4, 3)), r"left must be \(rows, r\)"),
+    (lambda: ThinFactorization(random(4, 2), random(4, 3)), r"right must be \(columns, r\) with r = 2, got \(4, 3\)"),
 ]
 
 

@@ -157,10 +157,10 @@ def test_bad_input():
     for call, words in [
         (
             lambda: outliers((10,), 1.0, 1.0, generator(0)),
-            "p, the share of outliers, must be a finite number >= 0 and < 1",
+            "p must be a finite number >= 0 and < 1",
         ),
-        (lambda: outliers((10,), -0.1, 1.0, generator(0)), "p, the share of outliers, must be"),
-        (lambda: outliers((0,), 0.1, 1.0, generator(0)), "m must be a whole number >= 1, got 0"),
+        (lambda: outliers((10,), -0.1, 1.0, generator(0)), "p must be"),
+        (lambda: outliers((0,), 0.1, 1.0, generator(0)), "shape[0] must be a whole number >= 1, got 0"),
         (lambda: outliers((10,), 0.1, -1.0, generator(0)), "size must be a finite number >= 0"),
         (lambda: dense_noise((10,), -1.0, generator(0)), "nu must be a finite number >= 0"),
         (lambda: SubgradientNetwork(u, made, 0.1, 1.5), "rho must be a finite number > 0 and <= 1"),

@@ -189,9 +189,9 @@ def test_bad_input():
         SymmetricNetwork(x[0], Factorization(torch.eye(4, dtype=F64)), 0.1)
     with pytest.raises(ParameterError, match="target must be"):
         SymmetricNetwork(x, Factorization(torch.eye(5, dtype=F64)), 0.1)
-    with pytest.raises(ParameterError, match="with one k"):
+    with pytest.raises(ParameterError, match=r"g must be \(runs, m, k\) with k = 3 and runs = 2, got \(2, 4, 2\)"):
         asymmetric(x, torch.zeros(2, 4, 2, dtype=F64), Factorization(torch.eye(4, dtype=F64)), 0.1)
-    with pytest.raises(ParameterError, match="m, the number of measurements, must be a whole number >= 1"):
+    with pytest.raises(ParameterError, match=r"operators must have at least one entry, got \(0, 10\)"):
         SymmetricSensing(torch.zeros(0, 10), torch.zeros(0))
     with pytest.raises(ParameterError, match=r"n\(n\+1\)/2"):
         SymmetricSensing(torch.zeros(5, 11), torch.zeros(5))

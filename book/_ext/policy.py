@@ -1,0 +1,65 @@
+"""A content-security policy for every page: it loads from its own site only, and runs the scripts it was built with.
+
+Inline scripts are allowed by their hashes, which are computed from the finished pages; so whatever the theme or a
+figure puts into a page works, and nothing that gets in later does. Styles may be inline, since MathJax and plotly
+write them as they draw. ``tools/check_site.py`` compares pages and policies.
+"""
+
+import base64
+import hashlib
+import html
+import re
+from pathlib import Path
+
+INLINE = re.compile(r"<script(?![^>]*\bsrc=)([^>]*)>(.*?)</script>", re.S | re.I)
+HANDLER = re.compile(r"<[^>]*?\son\w+=(?:\"([^\"]*)\"|'([^']*)')", re.I)
+META = re.compile(r'\n?<meta http-equiv="Content-Security-Policy" content="([^"]*)" ?/?>', re.I)
+RULES = {
+    "default-src": "'self'",
+    "img-src": "'self' data: blob:",  # still images are part of the page; plotly draws through blobs
+    "style-src": "'self' 'unsafe-inline'",
+    "font-src": "'self' data:",
+    "object-src": "'none'",
+    "base-uri": "'none'",
+    "form-action": "'self'",
+}
+
+
+def digests(page: str) -> list[str]:
+    """The hashes of all scripts written into a page: script elements, and attributes such as ``onclick``."""
+    scripts = [body for kind, body in INLINE.findall(page) if "json" not in kind and "math/tex" not in kind]
+    without = INLINE.sub("", page)
+    handlers = [html.unescape(a or b) for a, b in HANDLER.findall(without)]
+    found = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in [*scripts, *handlers]}
+    return sorted(f"'sha256-{digest}'" for digest in found)
+
+
+def policy(page: str) -> str:
+    """The policy that fits a page."""
+    scripts = " ".join(["'self'", "'unsafe-hashes'", *digests(page)])  # without 'unsafe-hashes' no handler runs
+    return "; ".join(f"{name} {value}" for name, value in ({"script-src": scripts} | RULES).items())
+
+
+def protected(page: str) -> str:
+    """The page with its policy, which comes before anything that it governs."""
+    page = META.sub("", page)
+    return re.sub(
+        r"<head>",
+        lambda _: f'<head>\n<meta http-equiv="Content-Security-Policy" content="{policy(page)}">',
+        page,
+        count=1,
+    )
+
+
+def protect_pages(app, failed):
+    if failed or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        if not {"_static", "_data"} & set(path.relative_to(app.outdir).parts):
+            text = path.read_text()
+            if (new := protected(text)) != text:
+                path.write_text(new)
+
+
+def setup(app):
+    app.connect("build-finished", protect_pages)

@@ -1,0 +1,97 @@
+"""Bad input by the hundred, continued: tensors, models, structured layers, operators, diffusion, measurements."""
+
+import bad_values as bad
+import pytest
+import torch
+
+from lowdim import (
+    diffusion,
+    latent_models,
+    measurements,
+    models,
+    operators,
+    posterior,
+    structured,
+    structured_factorization,
+    tensors,
+    video,
+)
+
+Case = bad.Case
+
+
+def t(*shape) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+
+
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+RUNS, EPS = bad.count(), bad.real(above=0)
+SHAPE = (1, 8, 8)
+GPT = dict(vocabulary=5, context=4, width=8, depth=1, heads=2)
+VIT = dict(image=8, patch=2, channels=1, classes=3, width=8, depth=1, heads=2)
+CASES = [
+    Case(tensors.hosvd, lambda: dict(x=t(3, 4, 5), ranks=[2, 2, 2]), {
+        "ranks": bad.sizes(1) + bad.only("too large", [4, 2, 2], [2, 2, 6]),
+        "x": bad.tensor(floating=False, dims=False)}),
+    Case(tensors.truncated, lambda: dict(matrix=t(3, 4), rank=2), {
+        "matrix": bad.tensor(floating=False, dims=False), "rank": bad.count(1, 3)}),
+    Case(models.MLP, lambda: dict(sizes=[3, 4, 2]), {"sizes": bad.sizes(2)}),
+    Case(models.GPT, lambda: dict(GPT), {
+        "vocabulary": RUNS, "context": RUNS, "depth": RUNS, "heads": RUNS + bad.only("no divisor", 3, 5)}),
+    Case(models.ViT, lambda: dict(VIT), {
+        "image": RUNS, "channels": RUNS, "classes": RUNS, "depth": RUNS, "patch": RUNS + bad.only("no divisor", 3, 5),
+        "heads": RUNS + bad.only("no divisor", 3, 5)}),
+    *[Case(layer, lambda: dict(in_features=8, out_features=4, rank=2, blocks=2), {
+        "in_features": RUNS, "out_features": RUNS, "rank": RUNS, "blocks": RUNS + bad.only("no divisor", 3, 8)})
+        for layer in (structured.BlastLinear, structured.BlockLowRankLinear)],
+    Case(structured_factorization.factorize, lambda: dict(weights=t(1, 4, 6), blocks=2, rank=1, iterations=2), {
+        "weights": bad.tensor(dims=False), "blocks": RUNS + bad.only("no divisor", 3, 4), "rank": RUNS,
+        "iterations": RUNS, "form": bad.choice()}),
+    Case(structured_factorization.low_rank, lambda: dict(matrices=t(4, 6), rank=2), {"rank": bad.count(1, 4)}),
+    Case(operators.random_inpainting, lambda: dict(image_shape=SHAPE, dropped=0.5, random=draw()), {
+        "image_shape": bad.sizes(3), "dropped": bad.real(above=0, below=1), "random": bad.generator()}),
+    Case(operators.gaussian_blur, lambda: dict(image_shape=SHAPE, size=3, std=1.0), {
+        "image_shape": bad.sizes(3), "size": bad.count(1, 15) + bad.only("even", 2, 4), "std": EPS}),
+    Case(operators.super_resolution, lambda: dict(image_shape=SHAPE, factor=2), {
+        "image_shape": bad.sizes(3), "factor": RUNS + bad.only("no divisor", 3, 5, 16)}),
+    Case(operators.motion_kernel, lambda: dict(size=5, intensity=0.5, random=draw()), {
+        "size": bad.count(3), "intensity": bad.real(at_least=0, at_most=1), "random": bad.generator(),
+        "points": RUNS}),
+    Case(operators.ParallelBeam, lambda: dict(side=6, angles=3), {"side": bad.count(2), "angles": RUNS}),
+    Case(diffusion.Schedule.scaled_linear, lambda: dict(first=0.001, last=0.02, times=10), {
+        "first": bad.real(above=0, below=1), "last": bad.real(above=0, below=1), "times": bad.count(2)}),
+    Case(latent_models.UNet, lambda: dict(channels=1, width=8, levels=1), {
+        "width": bad.count(8) + bad.only("no multiple", 9, 12), "levels": RUNS}),
+    Case(posterior.Adam, lambda: dict(rate=0.1, iterations=3), {"rate": EPS, "iterations": bad.count(0)}),
+    Case(posterior.LatentDPS, lambda: dict(steps=3, scale=0.5), {
+        "steps": RUNS, "scale": bad.real(at_least=0)}),
+    Case(posterior.ReSample, dict, {
+        "steps": RUNS, "every": bad.count(0), "rest": bad.real(at_least=0, at_most=1), "gamma": EPS,
+        "stages": bad.choice(), "renoise": bad.choice(), "formula": bad.choice(), "travel": bad.count(0),
+        "dps": bad.real(at_least=0)}),
+    Case(posterior.resampling_variance, lambda: dict(abar=0.5, before=0.6, gamma=1.0), {"formula": bad.choice()}),
+    Case(measurements.gaussian, lambda: dict(shape=(3, 4), q=2, m=5, generator=draw()), {
+        "shape": bad.sizes(2), "q": RUNS, "m": RUNS[:3], "generator": bad.generator(), "runs": RUNS}),
+    Case(measurements.coded_diffraction, lambda: dict(shape=(3, 4), q=2, masks=2, generator=draw()), {
+        "shape": bad.sizes(2), "q": RUNS, "masks": RUNS, "keep": bad.only("out of range", 0, -1, 25, 10**9),
+        "generator": bad.generator(), "runs": RUNS}),
+    Case(video.clip_named, lambda: dict(name="tiny"), {"name": bad.text()}),
+]  # fmt: skip
+KINDS = bad.kinds(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_good_arguments_are_good(case):
+    bad.call(case, case.good())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
+def test_bad_input_is_answered(kind):
+    bad.check(*kind)
+
+
+def test_there_are_a_hundred_kinds_more():
+    assert len(set(map(bad.name_of, KINDS))) == len(KINDS) >= 100
