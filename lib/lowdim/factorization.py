@@ -247,7 +247,10 @@ def transverse_hessian(a: Tensor, b: Tensor, sigma_a, sigma_b, depth: int) -> Te
 
 
 @ok.takes(
-    rho=ok.tensor("... modes", finite=False), sigma=ok.tensor("modes", at_least=0), depth=ok.count(2), width=ok.count(1)
+    rho=ok.tensor("... modes", finite=False),
+    sigma=ok.tensor("... modes", at_least=0),
+    depth=ok.count(2),
+    width=ok.count(1),
 )
 def balanced_top_eigenvalue(rho: Tensor, sigma: Tensor, depth: int, width: int) -> Tensor:
     """Largest Hessian eigenvalue where every layer is ``diag(rho)``, on or off the minimum.
@@ -258,7 +261,7 @@ def balanced_top_eigenvalue(rho: Tensor, sigma: Tensor, depth: int, width: int) 
 
     Args:
         rho: ``(..., modes)`` per-layer singular values.
-        sigma: ``(modes,)`` their targets.
+        sigma: ``(..., modes)`` their targets.
         width: size of the layers; modes beyond those given are zero.
 
     Returns:
@@ -266,12 +269,12 @@ def balanced_top_eigenvalue(rho: Tensor, sigma: Tensor, depth: int, width: int) 
     """
     if width > rho.shape[-1]:  # one zero mode stands for all of them
         rho = torch.cat([rho, torch.zeros_like(rho[..., :1])], -1)
-        sigma = torch.cat([sigma, torch.zeros_like(sigma[:1])])
+        sigma = torch.cat([sigma, torch.zeros_like(sigma[..., :1])], -1)
     pull = (rho**depth - sigma) * rho ** (depth - 2)
     along = depth * rho ** (2 * depth - 2) + (depth - 1) * pull
     best = torch.maximum(along, -pull).amax(-1)
     for i in range(rho.shape[-1]):
         for j in range(i):
-            block = transverse_hessian(rho[..., i], rho[..., j], sigma[i], sigma[j], depth)
+            block = transverse_hessian(rho[..., i], rho[..., j], sigma[..., i], sigma[..., j], depth)
             best = torch.maximum(best, torch.linalg.eigvalsh(block)[..., -1])
     return best

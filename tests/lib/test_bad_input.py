@@ -136,7 +136,7 @@ CASES = [
     Case(factorization.transverse_hessian, lambda: dict(a=t(2), b=t(2), sigma_a=1.0, sigma_b=2.0, depth=3), {
         "a": bad.tensor(finite=False, dims=False), "b": bad.tensor(finite=False, dims=False), "depth": D}),
     Case(factorization.balanced_top_eigenvalue, lambda: dict(rho=t(2, 3), sigma=t(3), depth=3, width=3), {
-        "rho": bad.tensor(finite=False, dims=False), "sigma": bad.tensor(ends=(0,), at_least=0), "depth": D,
+        "rho": bad.tensor(finite=False, dims=False), "sigma": bad.tensor(dims=False, ends=(0,), at_least=0), "depth": D,
         "width": RUNS}),
     # recovery
     Case(recovery.Completion, lambda: dict(mask=torch.ones(3, 4), target=t(3, 4)), {
