@@ -1,15 +1,16 @@
 PROFILE ?= quick
 JOBS    ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON  ?= python3
+ON      ?= default
 BIN     := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book run site chapter new paper test lint serve pdf reference bench clean
+.PHONY: help env book run site chapter new paper test test-cluster lint serve pdf reference bench clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
-	@echo "  knobs: PROFILE=quick|paper  JOBS=$(JOBS)  CH=chapter  PYTHON=$(PYTHON)"
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "  knobs: PROFILE=quick|paper  JOBS=$(JOBS)  CH=chapter  PYTHON=$(PYTHON)  ON=default|slurm"
 
 env: .venv/.complete  ## the environment, .venv
 .venv/.complete: requirements.txt pyproject.toml
@@ -20,8 +21,8 @@ env: .venv/.complete  ## the environment, .venv
 	touch $@
 
 book: run site   ## everything: environment, every chapter that changed, the site, its checks
-run: env
-	@$(BIN)/python tools/execute.py --profile $(PROFILE) --jobs $(JOBS)
+run: env $(if $(filter slurm,$(ON)),build/cluster/.complete)
+	@$(BIN)/python tools/execute.py --profile $(PROFILE) --jobs $(JOBS) --on $(ON)
 site: run
 	@$(BIN)/python tools/build_site.py --profile $(PROFILE)
 
@@ -33,8 +34,8 @@ chapter: env     ## one chapter and the site: make chapter CH=edge-of-stability
 new: env         ## a new chapter from the template: make new CH=intrinsic-dimension
 	@$(BIN)/python tools/new_chapter.py $(CH)
 
-paper: env       ## paper-size results of CH, or of every chapter (needs a GPU), into results/paper
-	@$(BIN)/python tools/paper.py $(CH)
+paper: env $(if $(filter slurm,$(ON)),build/cluster/.complete)  ## paper-size results of CH, or of every chapter (needs a GPU), into results/paper
+	@$(BIN)/python tools/paper.py --on $(ON) $(CH)
 
 # What a hosted notebook service offers, as far as the chapters use it; without the book's library and tools.
 COLAB = torch numpy scipy matplotlib plotly scikit-learn scikit-image ipykernel
@@ -48,6 +49,16 @@ test: book build/colab/.complete  ## everything that guards the project
 	@$(BIN)/ruff check .
 	@$(BIN)/python tools/reference.py --stage
 	@$(BIN)/python -m pytest -n $(JOBS) -q
+
+# A real Slurm of one node on this machine (Debian, root): CHAPTERS="slug slug", all of them by default.
+build/cluster/.complete: requirements-cluster.txt .venv/.complete
+	rm -rf build/cluster
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/cluster -r requirements-cluster.txt
+	touch $@
+
+test-cluster: book build/cluster/.complete  ## the chapters through Slurm, one job killed, compared with the local run
+	@tests/cluster/slurm.sh start
+	@$(BIN)/python -m pytest -q -s tests/cluster; status=$$?; tests/cluster/slurm.sh stop; exit $$status
 
 lint: env
 	@$(BIN)/ruff check .

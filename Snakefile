@@ -1,39 +1,40 @@
-# Executes the chapters. `make run` calls it through tools/execute.py; on a cluster:
+# Executes the chapters. `make run` calls it through tools/execute.py; on a cluster: tools/execute.py --on slurm, or
 #     snakemake --workflow-profile profiles/slurm --config profile=paper
+import os
 import sys
 
 sys.path.insert(0, "tools")
-from chapters import ROOT, all_chapters
+from chapters import all_chapters, build_folder, build_root
+from folders import whole
 
 PROFILE = config.get("profile", "quick")
-CHAPTERS = {chapter.slug: chapter for chapter in all_chapters()}
+BUILD = os.path.relpath(build_root())
+WANTED = [c for c in all_chapters() if c.slug in config.get("only", c.slug).split()]
 
-# The code without the prose, written only when it changed: a new sentence or caption reruns nothing.
-for chapter in CHAPTERS.values():
-    extract = ROOT / "build" / "code" / f"{chapter.slug}.py"
-    if not extract.exists() or extract.read_text() != chapter.code():
-        extract.parent.mkdir(parents=True, exist_ok=True)
-        extract.write_text(chapter.code())
+# What is up to date is decided by contents (Chapter.key and the checksums beside the results), not by dates of files
+# or by Snakemake's memory: a reverted edit, a new sentence, a wrong clock or a kill repeat no chapter that is done.
+STALE = [c.slug for c in WANTED if not whole(build_folder(PROFILE, c.slug), c.key())]
+MARKERS = [f"{BUILD}/done/{PROFILE}/{slug}" for slug in STALE]
+for marker in MARKERS:
+    Path(marker).unlink(missing_ok=True)
 
 wildcard_constraints:
     profile="quick|paper",
     slug="[a-z0-9-]+",
 
 rule all:
-    input: expand(f"build/done/{PROFILE}/{{slug}}", slug=config.get("only", "").split() or CHAPTERS)
+    input: MARKERS
 
 rule chapter:
-    input:
-        code="build/code/{slug}.py",
-        library=lambda wildcards: CHAPTERS[wildcards.slug].library(),
-        pins="requirements.txt",
     # A marker, not the results: Snakemake deletes a rule's old outputs before it starts, and the last good
     # results must survive a rerun that fails.
-    output: touch("build/done/{profile}/{slug}")
-    log: "build/logs/{profile}/{slug}.log"
+    output: touch(f"{BUILD}/done/{{profile}}/{{slug}}")
+    log: f"{BUILD}/logs/{{profile}}/{{slug}}.log"
     threads: 1
     resources:
         gpu=lambda wildcards: int(wildcards.profile == "paper"),
         mem_mb=lambda wildcards: 4000 if wildcards.profile == "quick" else 32000,
         runtime=lambda wildcards: 30 if wildcards.profile == "quick" else 600,
-    shell: f"{sys.executable} tools/run_chapter.py {{wildcards.slug}} --profile {{wildcards.profile}} > {{log}} 2>&1"
+    shell:
+        f"{sys.executable} tools/run_chapter.py {{wildcards.slug}} --profile {{wildcards.profile}}"
+        " --minutes {resources.runtime} --memory {resources.mem_mb} > {log} 2>&1"

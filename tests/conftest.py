@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; kernels that nbva
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book/_ext"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from make_pdf import BROWSERS
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from chapters import ROOT, all_chapters, build_folder
+from folders import BUSY, BusyError, build_lock, locked
 
 OUT = ROOT / "_build" / "html"
 STAMP = ROOT / "_build" / "inputs.sha256"
@@ -22,6 +23,7 @@ def inputs(profile: str) -> list[Path]:
     files = [ROOT / name for name in ("_config.yml", "_toc.yml", "requirements.txt")]
     files += [p for p in (ROOT / "book").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files += (ROOT / "tools").glob("*.py")
+    files += (ROOT / "results").rglob("*.json")
     for chapter in all_chapters():
         files += [build_folder(profile, chapter.slug) / name for name in ("notebook.ipynb", "results.json")]
     return sorted(p for p in files if p.exists())
@@ -44,21 +46,34 @@ def build(profile: str) -> int:
     return status
 
 
+def build_and_check(profile: str) -> int:
+    """The site, if anything that it is made of changed; returns an exit status."""
+    now = fingerprint(profile)
+    if STAMP.exists() and STAMP.read_text() == now and (OUT / "index.html").exists():
+        return 0
+    STAMP.unlink(missing_ok=True)
+    tools = [[sys.executable, ROOT / "tools" / name] for name in ("publish_notebooks.py", "check_site.py")]
+    steps = [lambda: build(profile)]
+    steps += [lambda t=tool: subprocess.run([*t, "--profile", profile], cwd=ROOT).returncode for tool in tools]
+    for step in steps:
+        if status := step():
+            print("The site was not built; its messages are above.", file=sys.stderr)
+            return status
+    STAMP.write_text(now)
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build and check the site.")
     parser.add_argument("--profile", default="quick", choices=["quick", "paper"])
     profile = parser.parse_args().profile
-    now = fingerprint(profile)
-    if not (STAMP.exists() and STAMP.read_text() == now and (OUT / "index.html").exists()):
-        STAMP.unlink(missing_ok=True)
-        tools = [[sys.executable, ROOT / "tools" / name] for name in ("publish_notebooks.py", "check_site.py")]
-        steps = [lambda: build(profile)]
-        steps += [lambda t=tool: subprocess.run([*t, "--profile", profile], cwd=ROOT).returncode for tool in tools]
-        for step in steps:
-            if status := step():
-                print("The site was not built; its messages are above.", file=sys.stderr)
+    try:
+        with locked(build_lock(), BUSY):
+            if status := build_and_check(profile):
                 return status
-        STAMP.write_text(now)
+    except (BusyError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     report = [sys.executable, ROOT / "tools" / "scoreboard.py", "--profile", profile]
     return subprocess.run(report, cwd=ROOT).returncode
 

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
+from imports import closure
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = ROOT / "lib"
 _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.M | re.S)
 _OPTIONS = re.compile(r"\A(?:---\n.*?\n---\n|(?::[^\n]*\n)+)", re.S)
 
@@ -88,7 +89,7 @@ class Chapter:
         return found
 
     def code(self) -> str:
-        """The code without prose, captions and tags: what decides whether the chapter runs again."""
+        """The code without prose, captions and tags."""
         return "\n\n".join(code for _, code in self.cells) + "\n"
 
     def knobs(self) -> dict[str, Knob]:
@@ -111,7 +112,17 @@ class Chapter:
 
     def library(self) -> list[str]:
         """The files of the library that the chapter imports, directly or not, relative to the root."""
-        return sorted(path.relative_to(ROOT).as_posix() for path in _closure(self.code()))
+        return sorted(path.relative_to(ROOT).as_posix() for path in closure(self.code(), ROOT / "lib"))
+
+    def key(self) -> str:
+        """What decides whether the chapter runs again: its code, the library that it imports, the pinned versions.
+
+        Contents only: the build does not care about dates of files, so a clock that was wrong does no harm.
+        """
+        digest = hashlib.sha256(self.code().encode())
+        for name in [*self.library(), "requirements.txt"]:
+            digest.update(f"\n{name}\n".encode() + ((ROOT / name).read_bytes() if (ROOT / name).exists() else b""))
+        return digest.hexdigest()
 
 
 def all_chapters() -> list[Chapter]:
@@ -153,39 +164,17 @@ def _hint(word: str, known) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _closure(code: str) -> set[Path]:
-    """Library files reached from this code by import statements; found in the text, nothing is imported."""
-    seen, waiting = set(), [code]
-    while waiting:
-        for module in _imported(waiting.pop()):
-            base = LIBRARY.joinpath(*module.split("."))
-            for path in (base.with_suffix(".py"), base / "__init__.py"):
-                if path.exists() and path not in seen:
-                    seen.add(path)
-                    waiting.append(path.read_text())
-    data = {path for path in LIBRARY.glob("lowdim/*.html") if LIBRARY / "lowdim" / "results.py" in seen}
-    return seen | data
-
-
-def _imported(code: str):
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name.split(".")[0] == "lowdim":
-                yield from ({"lowdim", name} if "." in name else {name})
-
-
 def verdict_counts(results: dict) -> dict[str, int]:
     """How many claims of a chapter's results have each verdict, in the order in which they are always shown."""
     verdicts = [claim["verdict"] for claim in results["claims"]]
     return {verdict: verdicts.count(verdict) for verdict in ("reproduced", "failed", "not attempted")}
 
 
+def build_root() -> Path:
+    """Where the build keeps everything: ``build``, or the folder that LOWDIM_BUILD names."""
+    return ROOT / os.environ.get("LOWDIM_BUILD", "build")
+
+
 def build_folder(profile: str, slug: str) -> Path:
     """Where the build keeps a chapter's notebook, results and figure data."""
-    return ROOT / os.environ.get("LOWDIM_BUILD", "build") / "chapters" / profile / slug
+    return build_root() / "chapters" / profile / slug

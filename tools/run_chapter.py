@@ -3,14 +3,14 @@
     python tools/run_chapter.py edge-of-stability --profile quick -p depth 4 -p sigma "[5, 2]" --out somewhere
 
 leaves ``notebook.ipynb``, ``results.json`` and the figure data in the output folder. Either all of it is replaced or,
-if anything goes wrong, nothing is.
+if anything goes wrong, nothing is. ``stamp.json`` lists it with checksums.
 """
 
 import argparse
 import json
 import logging
 import os
-import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,24 +19,21 @@ for _limit in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_limit, "1")  # chapters run side by side; threads inside each make all of them slower
 
 try:
-    import jsonschema
     import jupytext
     import nbformat
     import papermill
     from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find, verdict_counts
+    from folders import BusyError, deliver, workplace
+    from outcome import ChapterError, finished, section_that_failed
+    from watchdog import Watchdog, stop_tidily
 except ModuleNotFoundError as error:  # started with a Python that has not got the book's environment
     inside = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
     if not inside.exists() or Path(sys.prefix) == inside.parent.parent:
         sys.exit(f"The book's environment is missing ({error}): run `make env` first.")
     os.execv(inside, [str(inside), *sys.argv])
 
-from lowdim.files import SCHEMA, write_atomically  # noqa: E402 (after the check of the environment)
-
-CELL_SECONDS = {"quick": 600, "paper": None}
-
-
-class ChapterError(RuntimeError):
-    """A chapter raised; the message is one sentence."""
+MINUTES = {"quick": 30, "paper": 600}
+MEMORY_MB = {"quick": 4000, "paper": 32000}
 
 
 def arguments() -> argparse.Namespace:
@@ -45,6 +42,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--profile", default="quick", choices=["quick", "paper"])
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "JSON"), help="set a knob")
     parser.add_argument("--out", type=Path, help="output folder (default: the build's own)")
+    parser.add_argument("--minutes", type=float, help="the longest it may run (quick: 30, paper: 600)")
+    parser.add_argument("--memory", type=float, metavar="MB", help="the most it may hold (quick: 4000, paper: 32000)")
     parser.add_argument("--knobs", action="store_true", help="list the chapter's knobs and stop")
     return parser.parse_args()
 
@@ -69,11 +68,11 @@ def parsed_knobs(chapter: Chapter, pairs: list, profile: str) -> dict:
     return given
 
 
-def execute(chapter: Chapter, knobs: dict, work: Path) -> nbformat.NotebookNode:
+def execute(chapter: Chapter, knobs: dict, work: Path, watchdog: Watchdog) -> nbformat.NotebookNode:
     """Run the notebook in the folder ``work``; returns it executed.
 
     Raises:
-        ChapterError: a cell raised; the notebook as far as it came is ``work/failed.ipynb``.
+        ChapterError: a cell raised (the notebook as far as it came is ``work/failed.ipynb``), or the kernel died.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)  # its own guess at unknown parameters; ours is above
     notebook = jupytext.reads(chapter.text, fmt="md:myst")
@@ -81,64 +80,45 @@ def execute(chapter: Chapter, knobs: dict, work: Path) -> nbformat.NotebookNode:
         cell["id"] = f"cell-{index:03d}"
     nbformat.write(notebook, work / "input.ipynb")
     try:
-        papermill.execute_notebook(
-            str(work / "input.ipynb"), str(work / "failed.ipynb"), knobs, kernel_name="python3", cwd=str(work),
-            progress_bar=False, log_output=False, execution_timeout=CELL_SECONDS[knobs["profile"]],
-            request_save_on_cell_execute=False,  # it saves at the end, and when a cell fails
-        )  # fmt: skip
+        with watchdog:
+            papermill.execute_notebook(
+                str(work / "input.ipynb"), str(work / "failed.ipynb"), knobs, kernel_name="python3", cwd=str(work),
+                progress_bar=False, log_output=False,
+                request_save_on_cell_execute=False,  # it saves at the end, and when a cell fails
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())
-        raise ChapterError(f"{chapter.slug}: {error.ename} in section {_section(work, error)!r}: {message}") from error
-    except Exception as error:  # the kernel died, or a cell ran out of time
-        raise ChapterError(f"{chapter.slug}: {type(error).__name__}: {' '.join(str(error).split())[:400]}") from error
+        raise ChapterError(
+            f"{chapter.slug}: {error.ename} in section {section_that_failed(work)!r}: {message}"
+        ) from error
+    except Exception as error:
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        if watchdog.reason:
+            words = f"stopped, {watchdog.reason}."
+        elif "Kernel died" in words:
+            words = "its kernel was killed, by hand or by the system (which does so when memory runs out)."
+        raise ChapterError(f"{chapter.slug}: {words}") from error
     return nbformat.read(work / "failed.ipynb", 4)
 
 
-def _section(work: Path, error) -> str:
-    cells = nbformat.read(work / "failed.ipynb", 4).cells
-    at = next((k for k, c in enumerate(cells) if c.cell_type == "code" and _raised(c)), 0)
-    headings = [
-        line for c in cells[:at] if c.cell_type == "markdown" for line in c.source.splitlines() if line[:1] == "#"
-    ]
-    return headings[-1].lstrip("# ") if headings else "?"
+def run(chapter: Chapter, knobs: dict, work: Path, out: Path, key: str, options: argparse.Namespace) -> dict:
+    """Execute, check and deliver; returns the results.
 
-
-def _raised(cell) -> bool:
-    return any(output.output_type == "error" for output in cell.get("outputs", []))
-
-
-def finished(chapter: Chapter, notebook: nbformat.NotebookNode, work: Path) -> dict:
-    """Check the results against the schema and add captions and alt texts to the figures."""
-    if not (work / "results.json").exists():
-        raise ChapterError(f"{chapter.slug}: the chapter ended without writing results.json (see out.write).")
-    results = json.loads((work / "results.json").read_text())
-    for cell in notebook.cells:
-        options = cell.metadata.get("mystnb", {})
-        name = options.get("figure", {}).get("name", "").removeprefix(f"fig-{chapter.slug}-")
-        if name in results["figures"]:
-            caption, alt = options["figure"]["caption"], options["image"]["alt"]
-            results["figures"][name] |= {"caption": " ".join(caption.split()), "alt": " ".join(alt.split())}
-    jsonschema.validate(results, json.loads(SCHEMA.read_text()))
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
-        cell.metadata.pop("papermill", None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("remove-cell")
+    Raises:
+        ChapterError: whatever went wrong, in one sentence; ``failed.ipynb`` is in the output folder if a cell raised.
+    """
+    profile = knobs["profile"]
+    limits = options.minutes or MINUTES[profile], options.memory or MEMORY_MB[profile]
+    try:
+        notebook = execute(chapter, knobs, work, Watchdog(*limits))
+        results = finished(chapter, notebook, work)
+        names = [p.name for p in work.iterdir() if p.suffix in (".npz", ".csv", ".png")]
+        deliver(work, out, [*names, "notebook.ipynb", "results.json"], key)
+    except (ChapterError, OSError, ValueError) as error:
+        if (work / "failed.ipynb").exists():
+            os.replace(work / "failed.ipynb", out / "failed.ipynb")
+        raise ChapterError(str(error)) from error
     return results
-
-
-def deliver(results: dict, notebook: nbformat.NotebookNode, work: Path, out: Path) -> None:
-    """Move everything into the output folder file by file, ``results.json`` last; drop figure data of an older run."""
-    files = {p.name for p in work.iterdir() if p.suffix in (".npz", ".csv", ".png")}
-    old = json.loads((out / "results.json").read_text())["figures"] if (out / "results.json").exists() else {}
-    for name in sorted(files):
-        os.replace(work / name, out / name)
-    for name in old.keys() - results["figures"].keys():
-        for path in out.glob(f"{name}.*"):
-            path.unlink()
-    write_atomically(out / "notebook.ipynb", nbformat.writes(notebook).encode())
-    (out / "failed.ipynb").unlink(missing_ok=True)
-    write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
 
 
 def main() -> int:
@@ -153,25 +133,25 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     out = (options.out or build_folder(knobs["profile"], chapter.slug)).absolute()
-    work = out / f".run-{os.getpid()}"
+    key = chapter.key() if knobs == {"profile": options.profile} else f"knobs {json.dumps(knobs)}"
+    for polite in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(polite, stop_tidily)
+    started = time.time()
     try:
-        work.mkdir(parents=True)
+        with workplace(out) as work:
+            results = run(chapter, knobs, work, out, key, options)
+    except ChapterError as error:
+        print(f"{error}\nThe output folder keeps what it had.", file=sys.stderr)
+        return 1
+    except BusyError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{chapter.slug}: stopped.\nThe output folder keeps what it had.", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"cannot write to the output folder {options.out or out}: {error.strerror}.", file=sys.stderr)
         return 2
-    started = time.time()
-    try:
-        notebook = execute(chapter, knobs, work)
-        results = finished(chapter, notebook, work)
-        deliver(results, notebook, work, out)
-    except (ChapterError, OSError, jsonschema.ValidationError) as error:
-        text = error.message if isinstance(error, jsonschema.ValidationError) else str(error)
-        print(f"{text}\nThe output folder keeps what it had.", file=sys.stderr)
-        if (work / "failed.ipynb").exists():
-            os.replace(work / "failed.ipynb", out / "failed.ipynb")
-        return 1
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     words = ", ".join(f"{number} {verdict}" for verdict, number in verdict_counts(results).items())
     print(f"{chapter.slug}: {time.time() - started:.1f} s, {results['peak_memory_mb']} MB, {words}")
     return 0

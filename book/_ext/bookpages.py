@@ -5,8 +5,8 @@
 * Under each figure: its data as .npz and .csv, and where it comes from. On dark pages: its dark version.
 * Each page carries a content-security policy, see ``policy``.
 * What is filled from the results, such as the scoreboard, is in ``claimpages``.
-* The buttons for Colab, Binder and download lead to the published notebook. MathJax and plotly.js come from their installed packages, so the
-  book works offline.
+* The buttons for Colab, Binder and download lead to the published notebook. MathJax and plotly.js come from their
+  installed packages, so the book works offline.
 
 The seam is ``myst_nb.core.read.read_myst_markdown_notebook`` of the pinned myst-nb.
 """
@@ -26,7 +26,7 @@ from sphinx.util import logging
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import claimpages
 import policy
-from claimpages import ROOT, raw, results_of, run_folder
+from claimpages import ROOT, paper_folder, raw, results_of, run_folder
 
 from lowdim.claims import MARKS, anchor
 
@@ -69,9 +69,11 @@ def depend_on_run(app, docname, source):
 
 
 def outdated(app, env, added, changed, removed):
-    """Pages that were read before their chapter first ran, and those that show every chapter."""
+    """Pages that were read before their chapter first ran, here or at the paper's size, and those that show all."""
     new = [d for d in env.found_docs if (run_folder(d) / "notebook.ipynb").exists() and not env.dependencies.get(d)]
-    return [*new, *claimpages.PAGES]
+    kept = {d: paper_folder(d) / "results.json" for d in env.found_docs}
+    new += [d for d, path in kept.items() if path.exists() and str(path) not in env.dependencies.get(d, ())]
+    return [*new, *(page for page in claimpages.PAGES if page in env.found_docs)]
 
 
 # ---------------------------------------------------------------- figures
@@ -165,8 +167,10 @@ def copy_assets(app, failed):
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
             for path in run_folder(docname).iterdir():
-                if path.suffix in (".npz", ".csv", ".png", ".json"):
+                if path.suffix in (".npz", ".csv", ".png") or path.name == "results.json":
                     shutil.copy(path, target)
+            if (paper_folder(docname) / "results.json").exists():
+                shutil.copytree(paper_folder(docname), target / "paper")
 
 
 def setup(app):

@@ -29,6 +29,11 @@ def run_folder(docname: str) -> Path:
     return build_folder(PROFILE, docname.rsplit("/", 1)[-1])
 
 
+def paper_folder(docname: str) -> Path:
+    """Where results at the paper's size are kept, if they were measured."""
+    return ROOT / "results/paper" / docname.rsplit("/", 1)[-1]
+
+
 def results_of(docname: str) -> dict | None:
     path = run_folder(docname) / "results.json"
     return json.loads(path.read_text()) if path.exists() else None
@@ -143,13 +148,15 @@ def finish_chapter(app, document):
         return
     slug = docname.rsplit("/", 1)[-1]
     sections = {section["ids"][0]: section for section in document.findall(nodes.section)}
-    measured = ROOT / "results/paper" / slug / "results.json"
+    measured = paper_folder(docname) / "results.json"
     if measured.exists() and "claims" in sections:
         app.env.note_dependency(str(measured))
         paper = json.loads(measured.read_text())
         words = f"{paper['device']}, {paper['runtime_s']:.0f} s, commit {paper['commit']}, {paper['date'][:10]}."
+        data = f"{'../' * docname.count('/')}_data/{slug}/paper/results.json"
+        link = raw(f'<p>With parameters and versions: <a href="{data}" download>results.json</a>.</p>')
         box = nodes.section(ids=["at-the-papers-size"], names=["at the paper's size"])
-        box += [nodes.title("", "At the paper's size"), nodes.paragraph("", words), raw(table(paper["claims"]))]
+        box += [nodes.title("", "At the paper's size"), nodes.paragraph("", words), raw(table(paper["claims"])), link]
         sections["claims"] += box
     if "references" in sections:
         sections["references"] += citation(app, docname)

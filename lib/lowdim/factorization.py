@@ -106,13 +106,14 @@ class ModeNetwork:
             raise ParameterError(f"layers must be (depth >= 2, runs, modes), got {tuple(layers.shape)}.")
         shape = layers.shape[1:]
         eta = torch.as_tensor(eta, dtype=layers.dtype, device=layers.device)
+        given = tuple(eta.shape)
         eta = eta.unsqueeze(-1) if eta.dim() == 1 else eta
         sigma = torch.as_tensor(sigma, dtype=layers.dtype, device=layers.device)
         try:
             self.eta, self.sigma = eta.expand(shape).contiguous(), sigma.expand(shape).contiguous()
         except RuntimeError as error:
             raise ParameterError(
-                f"sigma {tuple(sigma.shape)} and eta {tuple(eta.shape)} must fit (runs, modes) = {tuple(shape)}."
+                f"sigma {tuple(sigma.shape)} and eta {given} must fit (runs, modes) = {tuple(shape)}."
             ) from error
         self.layers = layers
         self._prefix = [layers[0]] + [torch.empty_like(layers[0]) for _ in layers[1:]]
@@ -260,7 +261,7 @@ def balanced_top_eigenvalue(rho: Tensor, sigma: Tensor, depth: int, width: int) 
 
     Args:
         rho: ``(..., modes)`` per-layer singular values.
-        sigma: ``(modes,)`` their targets, or ``(..., modes)`` that broadcast to ``rho``.
+        sigma: ``(..., modes)`` their targets.
         width: size of the layers; modes beyond those given are zero.
 
     Returns:

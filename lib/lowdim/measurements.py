@@ -151,7 +151,7 @@ class CodedDiffraction:
         return CodedDiffraction(self.masks, self.keep, join(self.left, left), join(self.right, right))
 
 
-@ok.takes(shape=ok.sizes(2), q=ok.count(), generator=ok.generator, runs=ok.count())
+@ok.takes(shape=ok.sizes(2), q=ok.count(), m=ok.counts(1), generator=ok.generator, runs=ok.count())
 def gaussian(
     shape: tuple[int, int], q: int, m, generator: torch.Generator, *, runs: int = 1, frames=None,
     is_complex: bool = False, dtype: torch.dtype = torch.float64,

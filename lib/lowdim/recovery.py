@@ -361,6 +361,7 @@ class ThinNetwork(MatrixNetwork):
         self._move_first(layers[0], pull[0], scale[0])
 
 
+@ok.takes(alpha=ok.real(above=0))
 def alpha_speed_up(alpha: float) -> float:
     """Time to fit a mode at outer factor ``alpha`` over the time at 1, for depth 3 and a small start.
 
@@ -388,7 +389,7 @@ def alternating_least_squares(mask: Tensor, target: Tensor, rank: int, sweeps: i
         ridge: keeps rows with fewer entries than ``rank`` solvable.
     """
     integer("rank", rank, at_least=1, at_most=min(target.shape))
-    return _alternate(mask, target, rank, sweeps, ridge)
+    return _alternate(mask.to(target.dtype), target, rank, sweeps, ridge)
 
 
 def _alternate(mask: Tensor, target: Tensor, rank: int, sweeps: int, ridge: float):

@@ -14,9 +14,8 @@ from torch import Tensor
 from lowdim.checks import ParameterError, choice, integer, number
 
 FORMS = ("paper", "released")
-CACHE_NUMBERS = 1 << 16  # numbers in a temporary that stays in a core's second-level cache
-GRAM_ROWS = 32  # blocks with at most so many rows: Gram matrices from the stacked factors rather than one by one
-CHOLESKY_RANK = 64  # measured: up to this rank Cholesky beats LU, beyond it LU is faster
+CACHE_NUMBERS = 1 << 18  # numbers in a temporary that stays in a core's caches
+CHOLESKY_RANK = 64  # measured: the largest block that is better factorized at once
 POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
 
 
@@ -82,10 +81,10 @@ def blast_start(
 class BlastDescent:
     """Alternating gradient descent on ``1/2 ||A - A_hat||_F^2`` over ``U``, then ``V``, then ``s``.
 
-    The gradients are those of Lee et al. 2024, section 3, but no residual is formed for them: with the Gram matrices
-    ``G_i = sum_j (V_j^T V_j) o (s_ij s_ij^T)`` they are ``U_i G_i - sum_j (A_ij V_j) s_ij`` and so on, and the products
-    ``A_ij V_j`` serve two of the three. ``preconditioned=False`` divides each block's gradient by the largest
-    eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus
+    The gradients are those of Lee et al. 2024, section 3. That in ``U`` comes from the residual of the last loss; the
+    others from Gram matrices, ``V_j G_j - sum_i (A_ij^T U_i) s_ij`` with ``G_j = sum_i (U_i^T U_i) o (s_ij s_ij^T)``
+    and so on, and share the products ``A_ij^T U_i``. ``preconditioned=False`` divides each block's gradient by the
+    largest eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus
     ``delta0 sqrt(loss)``, the loss being taken anew before each of the three.
 
     Args:
@@ -122,12 +121,13 @@ class BlastDescent:
         self.preconditioned, self._buffers = preconditioned, {}
         self.u, self.v, self.s = (factor.clone() for factor in start)
         self._rows = matrices.reshape(runs, b, p, b * q)  # block row i
-        self._columns = matrices.reshape(runs, b * p, b, q).transpose(1, 2).contiguous()  # block column j
+        self._across = self._rows.mT.contiguous()
+        self._residual = torch.empty_like(self._rows, memory_format=torch.contiguous_format)
         self._sizes = matrices.square().sum((-2, -1))
         self._time, self._loss = torch.zeros_like(self._sizes), self._exact_loss(slice(0, runs))
         self._slices = list(_pieces(runs, CACHE_NUMBERS // (b * b * max(p, q) * r)))
         if not preconditioned:
-            self._tops = [torch.ones_like(self.s[:, 0]), torch.ones_like(self.s[:, 0]), torch.ones_like(self.s)]
+            self._tops = [torch.ones_like(f) for f in (self.s[:, 0], self.s[:, 0], self.s)]
 
     @property
     def state(self) -> list[Tensor]:
@@ -158,25 +158,20 @@ class BlastDescent:
         self._time += 1
 
     def _step_u(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
-        u, v, s, rows = self.u[runs], self.v[runs], self.s[runs], self._rows[runs]
-        gram, pull, products = v.new_empty(*s.shape[:2], s.shape[3], s.shape[3]), torch.empty_like(u), v.mT @ v
+        u, v, s = self.u[runs], self.v[runs], self.s[runs]
+        gram, gradient = self._grams(v, s), torch.empty_like(u)
         for i, stacked in self._stacks(v, s):  # V_bar_i = stack_j V_j diag(s_ij)
-            self._gram(gram[:, i], stacked, products, s[:, i])
-            torch.matmul(rows[:, i], stacked, out=pull[:, i])  # A_i: V_bar_i
-        self._move(runs, 0, u, gram, u @ gram - pull, eta, loss)
+            torch.matmul(self._residual[runs, i], stacked, out=gradient[:, i])
+        self._move(runs, 0, u, gram, gradient, eta, loss)
 
     def _step_v(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
-        u, v, s = self.u[runs], self.v[runs], self.s[runs].transpose(1, 2)
-        gram, products = v.new_empty(*s.shape[:2], s.shape[3], s.shape[3]), u.mT @ u
-        for j, stacked in self._stacks(u, s):  # U_bar_j = stack_i U_i diag(s_ij)
-            self._gram(gram[:, j], stacked, products, s[:, j])
-        self._au = torch.matmul(
-            self._rows[runs].mT, u, out=self._room("au", *self._rows[runs].mT.shape[:3], u.shape[3])
-        )
-        self._au = self._au.unflatten(2, v.shape[1:3])  # A_ij^T U_i, (runs, i, j, q, r): for the gains too
-        pull = torch.zeros_like(v)
-        for i in range(s.shape[2]):
-            pull.addcmul_(self._au[:, i], s[:, :, i, None])
+        u, v, s, across = self.u[runs], self.v[runs], self.s[runs], self._across[runs]
+        au = torch.matmul(across, u, out=self._room("au", *across.shape[:3], u.shape[3]))
+        self._au = au.unflatten(2, v.shape[1:3])  # A_ij^T U_i, (runs, i, j, q, r): for the gains too
+        gram, pull = self._grams(u, s.transpose(1, 2)), torch.zeros_like(v)
+        for i in _pieces(s.shape[1], CACHE_NUMBERS // v.numel()):
+            part = torch.mul(self._au[:, i], s[:, i, :, None], out=self._room("stack", *self._au[:, i].shape))
+            pull += part.sum(1)
         self._move(runs, 1, v, gram, v @ gram - pull, eta, loss)
 
     def _move(self, runs, which: int, factor: Tensor, gram: Tensor, gradient: Tensor, eta, loss) -> None:
@@ -185,9 +180,9 @@ class BlastDescent:
         if self.preconditioned:
             delta = self._damping(runs, loss)
             gram.diagonal(dim1=-2, dim2=-1).add_(delta[:, None, None])
-            change = _solve(gram, gradient.mT).mT
+            change = _solve(gram.clone(), gradient.mT).mT
         else:
-            change = gradient / self._largest(which, runs, gram)[..., None, None]
+            change = gradient / self._largest(which, runs, gram, also=gradient.mT[..., :1])[0][..., None, None]
         change = change.mul_(-eta.view(-1, 1, 1, 1))
         # the loss is quadratic in the factor: no residual is needed, and nothing cancels against ||A||^2
         bend = change @ gram - delta.view(-1, 1, 1, 1) * change
@@ -204,35 +199,40 @@ class BlastDescent:
             for j in _pieces(b, min(b, fit)):
                 # W_ij = (U_i^T U_i) o (V_j^T V_j), (runs, i, j, r, r)
                 w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", len(u), i, j, r, r))
-                change = (w @ s[:, i, j, :, None]).squeeze(-1)
-                change -= (self._au[:, i, j] * v[:, None, j]).sum(-2)  # diag(U_i^T A_ij V_j)
-                if self.preconditioned:
+                part = self._room("stack", len(u), i, j, *v.shape[2:])
+                right, old = torch.mul(self._au[:, i, j], v[:, None, j], out=part).sum(-2), s[:, i, j]  # diag(U'AV)
+                if self.preconditioned:  # s - eta (W + delta)^-1 (W s - right), without the product W s
                     w.diagonal(dim1=-2, dim2=-1).add_(delta)
-                    change = _solve(w, change.unsqueeze(-1)).squeeze(-1)
+                    best = _solve(w, torch.addcmul(right, delta, old).unsqueeze(-1)).squeeze(-1)
+                    old.lerp_(best, eta.expand_as(old))
                 else:
-                    change /= self._largest(2, runs, w, i, j)[..., None]
-                s[:, i, j] -= eta * change
+                    top, image = self._largest(2, runs, w, i, j, also=old.unsqueeze(-1))
+                    old -= eta * (image.squeeze(-1) - right) / top[..., None]
 
     def _damping(self, runs: slice, loss: Tensor) -> Tensor:
         return self._delta0[runs] * loss.clamp(min=0).sqrt()
 
-    def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice) -> Tensor:
-        """The largest eigenvalue of Gram matrices: power iteration from the last vectors, plus its residual's norm."""
+    def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice, also: Tensor):
+        """Largest eigenvalues of Gram matrices, and the matrices times ``also (..., r, 1)``, in the same product.
+
+        Power iteration from the last vectors, plus the residual's norm, so that a step is rather too short.
+        """
         vectors = self._tops[which][(runs, *rows)]
-        x = vectors.unsqueeze(-1)
+        unit = vectors.unsqueeze(-1)
         for _ in range(POWER_STEPS):
-            x = gram @ (x / x.norm(dim=-2, keepdim=True))
-        unit = x / x.norm(dim=-2, keepdim=True)
-        image = gram @ unit
+            unit = gram @ unit
+            unit = unit / unit.norm(dim=-2, keepdim=True)
+        image, other = (gram @ torch.cat([unit, also], -1)).split([1, also.shape[-1]], -1)
         value = (unit * image).sum(-2, keepdim=True)
         vectors.copy_(unit.squeeze(-1))
-        return (value + (image - value * unit).norm(dim=-2, keepdim=True)).flatten(-3)
+        return (value + (image - value * unit).norm(dim=-2, keepdim=True)).flatten(-3), other
 
     def _exact_loss(self, runs: slice) -> Tensor:
+        """From the residual, which the next step needs for the gradient in ``U``."""
         u, rows, total = self.u[runs], self._rows[runs], torch.zeros_like(self._sizes[runs])
         for i, stacked in self._stacks(self.v[runs], self.s[runs]):
-            residual = torch.matmul(u[:, i], stacked.mT, out=self._room("residual", *rows[:, i].shape))
-            total += residual.sub_(rows[:, i]).square_().sum((-3, -2, -1))
+            residual = torch.matmul(u[:, i], stacked.mT, out=self._residual[runs, i]).sub_(rows[:, i])
+            total += torch.linalg.vector_norm(residual, dim=(-3, -2, -1)).square_()
         return 0.5 * total
 
     def _stacks(self, factor: Tensor, s: Tensor):
@@ -241,15 +241,14 @@ class BlastDescent:
             room = self._room("stack", *s[:, i].shape[:3], *factor.shape[-2:])
             yield i, torch.mul(factor[:, None], s[:, i, :, None], out=room).flatten(2, 3)
 
-    def _gram(self, out: Tensor, stacked: Tensor, products: Tensor, s: Tensor) -> None:
-        """``sum_j (F_j^T F_j) o (s_ij s_ij^T)``: from the stacks or, for tall blocks, from ``F_j^T F_j``."""
-        if stacked.shape[2] <= GRAM_ROWS * s.shape[2]:
-            torch.matmul(stacked.mT, stacked, out=out)
-            return
-        out.zero_()
-        for j in range(s.shape[2]):
-            rows = torch.mul(products[:, None, j], s[:, :, j, :, None], out=self._room("rows", *out.shape))
-            out.addcmul_(rows, s[:, :, j, None, :])
+    def _grams(self, factor: Tensor, s: Tensor) -> Tensor:
+        """Gram matrices of the stacks, not formed: ``sum_j (F_j^T F_j) o (s_ij s_ij^T)``, ``(runs, i, r, r)``."""
+        products, (runs, b, _, r) = factor.mT @ factor, s.shape
+        out = factor.new_empty(runs, b, r, r)
+        for i in _pieces(b, CACHE_NUMBERS // products.numel()):
+            terms = torch.mul(products[:, None], s[:, i, :, :, None], out=self._room("w", runs, i, b, r, r))
+            torch.sum(terms.mul_(s[:, i, :, None, :]), 2, out=out[:, i])
+        return out
 
     def _room(self, name: str, *shape) -> Tensor:
         """A buffer of this shape; a slice stands for its length. The system takes long to hand out large new ones."""
@@ -267,12 +266,24 @@ def _pieces(total: int, width: int):
 
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:
-    """``gram^-1 right`` for symmetric positive definite matrices ``(..., r, r)``, by elimination; no check, no sync."""
-    if gram.shape[-1] > CHOLESKY_RANK:
-        return torch.linalg.solve_ex(gram, right)[0]
-    lower = torch.linalg.cholesky_ex(gram)[0]
-    half = torch.linalg.solve_triangular(lower, right, upper=False)
-    return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    """``gram^-1 right`` for positive definite matrices ``(..., r, r)``, by elimination; overwrites ``gram``. No check.
+
+    Cholesky factors block by block: LAPACK is slow on matrices of a few hundred rows, batched products are not.
+    """
+    rank, done, right = gram.shape[-1], [], right.clone()
+    for k in _pieces(rank, CHOLESKY_RANK):
+        lower = torch.linalg.cholesky_ex(gram[..., k, k])[0]
+        right[..., k, :] = half = torch.linalg.solve_triangular(lower, right[..., k, :], upper=False)
+        below, across = slice(k.stop, rank), None
+        if k.stop < rank:
+            across = torch.linalg.solve_triangular(lower, gram[..., k, below], upper=False)
+            gram[..., below, below] -= across.mT @ across
+            right[..., below, :] -= across.mT @ half
+        done.append((k, below, lower, across))
+    for k, below, lower, across in reversed(done):
+        rest = right[..., k, :] if across is None else right[..., k, :] - across @ right[..., below, :]
+        right[..., k, :] = torch.linalg.solve_triangular(lower.mT, rest, upper=True)
+    return right
 
 
 def factorize(

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 CHAPTERS = {chapter.slug: chapter for chapter in all_chapters()}
 SORTS = {
-    "a text": ["x", "1", "[1, 2"],
+    "a text": ["x", "[1, 2"],
     "not JSON": ["{", "1,2", "--", "0x10", "1e", "None", "nan"],
     "true or false": ["true", "false"],
     "null": ["null"],
     "an object": ['{"a": 1}', "{}"],
     "a fraction": ["0.5", "-1.25", "1e-3"],
-    "a list": ["[1]", "[]", "[0.5]"],
+    "a list": ["[1]", "[0.5]"],
     "a nested list": ["[[1]]", "[[1], [2]]"],
     "a list with a text": ['["x", 1]'],
     "a list with null": ["[1, null]"],
@@ -35,7 +35,7 @@ ALLOWED = {  # which of these a kind of knob takes
     "None": {"null"},
     "list[float]": {"a list", "a list that is not finite"},
     "list[int]": {"a list"},
-    "list[str]": {"a list with a text"},
+    "list[str]": set(),
 }
 KINDS = [
     (slug, knob, sort)
@@ -49,8 +49,6 @@ KINDS = [
 @pytest.mark.parametrize(("slug", "knob", "sort"), KINDS, ids=lambda value: getattr(value, "name", value))
 def test_a_value_of_another_kind_is_refused(slug, knob, sort):
     for text in SORTS[sort]:
-        if "str" in knob.kind and (sort == "a text" or text == '["x", 1]'):
-            continue
         with pytest.raises(BadInputError) as caught:
             run_chapter.parsed_knobs(CHAPTERS[slug], [(knob.name, text)], "quick")
         message = str(caught.value)

@@ -143,7 +143,8 @@ def test_every_way_to_rerun_leads_to_the_published_notebook(browser, address, pa
     notebook = f"notebooks/{page.removesuffix('.html')}.ipynb"
     with View(browser, address, page) as view:
         view.page.locator(".dropdown-launch-buttons button").click()
-        for name, end in (("Colab", f"/blob/gh-pages/{notebook}"), ("Binder", f"/gh-pages?urlpath=lab/tree/{notebook}")):
+        ends = {"Colab": f"/blob/gh-pages/{notebook}", "Binder": f"/gh-pages?urlpath=lab/tree/{notebook}"}
+        for name, end in ends.items():
             link = view.page.locator(".dropdown-launch-buttons a", has_text=name)
             assert link.is_visible()
             assert link.get_attribute("href").endswith(end)
@@ -230,7 +231,7 @@ def test_the_keyboard_alone_reaches_the_text_the_menu_and_the_tools(browser, add
         stops, drawn = [], []
         for _ in range(60):
             view.page.keyboard.press("Tab")
-            stops.append(view.page.evaluate("document.activeElement.innerText || document.activeElement.ariaLabel || ''"))
+            stops.append(view.page.evaluate("(it => it.innerText || it.ariaLabel || '')(document.activeElement)"))
             drawn.append(view.page.evaluate(FOCUS))
         assert "skip" in stops[0].lower()
         assert any("Notation" in stop for stop in stops)  # an entry of the menu

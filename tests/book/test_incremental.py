@@ -138,8 +138,15 @@ def test_a_killed_build_is_taken_up_again(project):
     assert "Another build runs in this folder" in again.stderr
     os.killpg(build.pid, 9)
     build.wait()
-    project.write("first", "checks")
+    project.write("first", "checks", measured="[True]")
     assert project.rerun() == {"first"}
+
+
+def test_a_reverted_edit_reruns_nothing(project):
+    project.write("first", "checks", measured="1 / 0")
+    assert project.execute().returncode != 0
+    project.write("first", "checks", measured="[True]")
+    assert project.rerun() == set()
 
 
 def test_an_unknown_chapter(project):

@@ -12,7 +12,7 @@ import sys
 import nbformat
 import pytest
 from chapters import ROOT, all_chapters
-from toys import HEADER
+from toys import HEADER, project_with
 
 TOY = (
     HEADER
@@ -74,14 +74,7 @@ if mood != "silent":
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A project with one toy chapter and this project's tools."""
-    root = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / "tools", root / "tools")
-    (root / "book/part").mkdir(parents=True)
-    (root / "book/part/toy.md").write_text(TOY)
-    (root / "lib").symlink_to(ROOT / "lib")
-    contents = "format: jb-book\nroot: book/index\nparts:\n  - chapters:\n      - file: book/part/toy\n"
-    (root / "_toc.yml").write_text(contents)
-    return root
+    return project_with({"toy": TOY}, tmp_path_factory.mktemp("project"))
 
 
 def run(project, *arguments, **environment):
@@ -104,8 +97,8 @@ def good(project, tmp_path_factory):
 
 
 def test_everything_is_left_in_the_folder(good):
-    names = sorted(path.name for path in good.iterdir())
-    assert names == ["line.csv", "line.dark.png", "line.npz", "notebook.ipynb", "results.json"]
+    names = sorted(path.name for path in good.iterdir() if path.name != ".lock")
+    assert names == ["line.csv", "line.dark.png", "line.npz", "notebook.ipynb", "results.json", "stamp.json"]
     results = json.loads((good / "results.json").read_text())
     assert results["parameters"]["seed"] == 3
     assert results["figures"]["line"]["alt"].startswith("A straight line")

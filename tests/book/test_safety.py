@@ -162,7 +162,9 @@ def test_a_published_notebook_runs_one_install_and_no_other_command(chapter, tmp
     content = json.loads(results.read_text())
     content = {"glue": dict.fromkeys(glued, 1), "runtime_s": 1.0, "device": "CPU"} | {"claims": content["claims"]}
     (tmp_path / "results.json").write_text(json.dumps(content))
-    nbformat.write(jupytext.reads(chapter.text, fmt="md:myst"), tmp_path / "notebook.ipynb")
+    notebook = jupytext.reads(chapter.text, fmt="md:myst")
+    notebook.metadata["language_info"] = {"name": "python"}  # the kernel's, in an executed one
+    nbformat.write(notebook, tmp_path / "notebook.ipynb")
     monkeypatch.setattr(publish_notebooks, "build_folder", lambda profile, slug: tmp_path)
     notebook = published(chapter, "quick", publish_notebooks.references())
     assert first_cell(notebook).startswith(INSTALL.splitlines()[0])

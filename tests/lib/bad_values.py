@@ -213,6 +213,7 @@ def shown(value, message: str) -> bool:
     found = {brief(value), repr(value), type(value).__name__}
     if isinstance(value, torch.Tensor | np.ndarray):
         entries = value.flatten().tolist()
+        found |= {"NaN or infinity"} if any(entry != entry or abs(entry) == INF for entry in entries) else set()
         found |= {
             str(tuple(value.shape)),
             str(value.dtype),
@@ -238,7 +239,7 @@ def check(case: Case, argument: str, sort: Sort) -> None:
             call(case, case.good() | {argument: value})
         message = str(caught.value)
         assert re.search(rf"\b{argument}\b", message), message
-        assert re.search(r"\b(must|use)\b", message), message
+        assert re.search(r"\b(must|use|that do)\b", message), message
         assert message.endswith("."), message
         assert "\n" not in message
         assert shown(value, message), message

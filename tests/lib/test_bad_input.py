@@ -136,7 +136,7 @@ CASES = [
     Case(factorization.transverse_hessian, lambda: dict(a=t(2), b=t(2), sigma_a=1.0, sigma_b=2.0, depth=3), {
         "a": bad.tensor(finite=False, dims=False), "b": bad.tensor(finite=False, dims=False), "depth": D}),
     Case(factorization.balanced_top_eigenvalue, lambda: dict(rho=t(2, 3), sigma=t(3), depth=3, width=3), {
-        "rho": bad.tensor(finite=False, dims=False), "sigma": bad.tensor(ends=(0,), at_least=0), "depth": D,
+        "rho": bad.tensor(finite=False, dims=False), "sigma": bad.tensor(dims=False, ends=(0,), at_least=0), "depth": D,
         "width": RUNS}),
     # recovery
     Case(recovery.Completion, lambda: dict(mask=torch.ones(3, 4), target=t(3, 4)), {
@@ -272,11 +272,11 @@ CASES = [
         "eta": ETA + bad.only("wrong length", t(5))}),
     # sweeps
     Case(sweeps.plan, lambda: dict(make=lambda runs: network(len(runs)), runs=6, steps=2), {
-        "make": bad.function(), "runs": RUNS, "steps": RUNS, "memory": bad.count(1), "pilot": RUNS,
+        "make": bad.function(), "runs": RUNS, "steps": RUNS, "memory": bad.count(1)[:3], "pilot": RUNS,
         "quiet": bad.flag()}),
     Case(sweeps.sweep, lambda: dict(
-        make=lambda runs: network(len(runs)), runs=6, steps=2, record=lambda net: {"loss": net.loss()}, batch=2), {
-        "make": bad.function(), "runs": RUNS, "steps": RUNS, "record": bad.function(), "batch": RUNS}),
+        make=lambda runs: network(len(runs)), runs=6, steps=2, record=lambda net: {"loss": net.loss}, batch=2), {
+        "make": bad.function(), "runs": RUNS, "steps": RUNS, "record": bad.function(), "batch": RUNS[:3]}),
     Case(sweeps.bounds, lambda: dict(runs=6, shard=0, shards=2), {
         "runs": RUNS, "shard": bad.count(0, 1), "shards": RUNS, "align": RUNS}),
     # data, results, claims, plots, runtime, quality
@@ -289,6 +289,7 @@ CASES = [
             + bad.only("not finite", np.array([[1, np.nan]]), np.array([[np.inf]]))}),
     Case(data.photograph, lambda: dict(side=4), {"side": bad.count(1, 427)}),
     Case(data.cifar10, lambda: dict(samples=4), {"samples": bad.count(1, 50_000)}),
+    Case(data.cifar100, lambda: dict(part="test"), {"part": bad.choice()}),
     Case(data.characters, lambda: dict(share=0.5), {"share": bad.real(above=0, below=1)}),
     Case(data.synthetic_ratings, lambda: dict(rows=3, columns=4, rank=2, share=0.5, noise=0.1, generator=draw()), {
         "rows": RUNS, "columns": RUNS, "rank": RUNS, "share": bad.real(above=0, at_most=1),
@@ -338,9 +339,10 @@ CASES = [
         "figure": bad.only("wrong type", None, 3, "figure"), "dark": bad.flag(), "dpi": EPS}),
     Case(functools.wraps(runtime.pick_device)(lambda device: runtime.pick_device(device)), lambda: dict(device="cpu"), {
         "device": bad.choice() + bad.only("no such GPU", "cuda:99", "cuda:999")}),
+    Case(runtime.parallel, lambda: dict(function=str, jobs=[1, 2]), {"function": bad.function(), "workers": RUNS}),
     Case(runtime.generator, lambda: dict(seed=3), {"seed": bad.count(0, 2**63 - 1)}),
     *[Case(f, lambda: dict(device=torch.device("cpu")), {"device": bad.only("wrong type", None, "cpu", 0)})
-        for f in (runtime.device_name, runtime.peak_memory_mb, runtime.provenance)],
+        for f in (runtime.device_name, runtime.peak_memory_mb, runtime.provenance, runtime.free_memory)],
     Case(quality.psnr, lambda: dict(images=t(2, 1, 3, 3), truth=t(2, 1, 3, 3)), {
         "images": bad.tensor(dims=False), "truth": bad.tensor(dims=False, ends=(0, 2, 3)), "low": bad.real(),
         "high": bad.real() + bad.only("not above low", -1.0, -2.0)}),
@@ -375,7 +377,7 @@ NOT_HERE = {
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_good_arguments_are_good(case):
-    if case.call not in (data.fetch, data.cifar10, data.labelled_tensors):  # they need files
+    if case.call not in (data.fetch, data.cifar10, data.cifar100, data.labelled_tensors):  # they need files
         bad.call(case, case.good())
 
 

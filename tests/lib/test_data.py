@@ -167,6 +167,21 @@ def serve(host, monkeypatch, name: str, content: bytes) -> None:
     monkeypatch.setattr(data, name, ("small", URL, hashlib.sha256(content).hexdigest()))
 
 
+def test_cifar100_reads_its_archive(cache, host, monkeypatch):
+    rows = np.full((5, 3074), 255, np.uint8)
+    rows[:, 0], rows[:, 1] = 7, [3, 99, 0, 1, 2]
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("cifar-100-binary/test.bin")
+        entry.size = rows.size
+        archive.addfile(entry, io.BytesIO(rows.tobytes()))
+    serve(host, monkeypatch, "CIFAR100", packed.getvalue())
+    inputs, labels = data.cifar100("test")
+    assert (inputs.min(), inputs.max(), labels.tolist()) == (1, 1, [3, 99, 0, 1, 2])
+    with pytest.raises(ParameterError, match="part must be"):
+        data.cifar100("validation")
+
+
 def test_movielens_reads_its_archive(cache, host, monkeypatch):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

@@ -198,7 +198,10 @@ def test_models_are_what_they_say(random):
     patches = vit.embed(image.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3)).flatten(1, 2)
     torch.testing.assert_close(vit(image), (patches + vit.positions).mean(1))
     torch.testing.assert_close(patches[0, 6], patch)
-    gpt = GPT(11, 8, 16, 2, 2, random)
+    gpt = GPT(11, 8, 16, 2, 2, random, std=0.1, embedding=0.5)
+    assert gpt.head.weight is gpt.tokens.weight
+    assert 0.4 < gpt.tokens.weight.std().item() < 0.6
+    assert 0.08 < gpt.blocks[0].attn.qkv.weight.std().item() < 0.12
     tokens = torch.randint(11, (8,), generator=random)
     changed = tokens.clone()
     changed[5] = (changed[5] + 1) % 11

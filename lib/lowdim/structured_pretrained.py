@@ -1,0 +1,178 @@
+"""Published transformers as subjects of compression: which layers, which ranks, and loaders of weights and texts.
+
+The plans are those of Lee et al. 2024 and of the authors' code. transformers, diffusers and datasets are optional and
+imported only in the loaders; ``compress`` works on any module whose layers carry the names of those libraries.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowdim.checks import choice, integer
+from lowdim.data import DataError
+from lowdim.structured import BlastLinear
+from lowdim.structured_models import Report, chosen, replace_linear
+
+
+class Group(NamedTuple):
+    """Layers that get one rank: name patterns, and the rank of a BLAST matrix with the plan's blocks."""
+
+    patterns: tuple[str, ...]
+    rank: int
+
+
+class Plan(NamedTuple):
+    """How a published model is compressed."""
+
+    name: str  # on the Hugging Face hub
+    package: str
+    loader: str  # the class of the package whose ``from_pretrained`` gives the model
+    blocks: int
+    groups: tuple[Group, ...]
+
+
+_ATTENTION = tuple(f"*.self_attn.{which}_proj" for which in "qkvo")
+_GATED = tuple(f"*.mlp.{which}_proj" for which in ("gate", "up", "down"))
+PLANS = {
+    "gpt2": Plan(
+        "openai-community/gpt2", "transformers", "GPT2LMHeadModel", 6,
+        (Group(("transformer.h.*.attn.c_attn", "transformer.h.*.mlp.c_fc", "transformer.h.*.mlp.c_proj"), 192),),
+    ),
+    # diffusers keeps query, key and value apart: three ranks of 251 cost what 384 costs for the three as one layer
+    "dit": Plan(
+        "facebook/DiT-XL-2-256", "diffusers", "DiTTransformer2DModel", 9,
+        (Group(tuple(f"transformer_blocks.*.attn1.to_{which}" for which in "qkv"), 251),
+         Group(("transformer_blocks.*.ff.net.0.proj", "transformer_blocks.*.norm1.linear"), 256)),
+    ),
+    "llama": Plan("huggyllama/llama-7b", "transformers", "LlamaForCausalLM", 16,
+                  (Group(_ATTENTION, 1024), Group(_GATED, 1488))),
+}  # fmt: skip
+
+
+def optional(package: str, what: str):
+    """An optional package, or one sentence that says what it is needed for.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise DataError(f"{what} needs {package}, which is not installed: pip install {package}.") from error
+
+
+def load(key: str, device: torch.device | str = "cpu", layers: int | None = None) -> nn.Module:
+    """The model of a plan with its published weights, its linear layers as ``nn.Linear``.
+
+    Args:
+        key: one of ``PLANS``.
+        layers: keep only the first transformer blocks (their weights are independent subjects of a fit).
+
+    Raises:
+        DataError: a package is missing, or the weights are neither in its cache nor to be had.
+        ParameterError: an unknown key.
+    """
+    plan = PLANS[choice("key", key, tuple(PLANS))]
+    package = optional(plan.package, plan.name)
+    folder = dict(subfolder="transformer") if plan.package == "diffusers" else {}
+    try:
+        model = getattr(package, plan.loader).from_pretrained(plan.name, **folder)
+    except OSError as error:
+        raise DataError(
+            f"the weights of {plan.name} are neither in the cache of {plan.package} nor to be had from the hub: "
+            "connect once, or copy the cache."
+        ) from error
+    if layers is not None:
+        keep_first(model, layers)
+    return unwrap_conv1d(model).to(device).eval()
+
+
+def keep_first(model: nn.Module, layers: int) -> nn.Module:
+    """Shorten the model's one list of transformer blocks, in place."""
+    integer("layers", layers, at_least=1)
+    longest = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+    del longest[layers:]
+    return model
+
+
+def unwrap_conv1d(model: nn.Module) -> nn.Module:
+    """GPT-2's ``Conv1D`` modules, whose weight is ``(in, out)``, become ``nn.Linear`` with the same function."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ != "Conv1D":
+            continue
+        made = nn.Linear(*module.weight.shape, device=module.weight.device, dtype=module.weight.dtype)
+        with torch.no_grad():
+            made.weight.copy_(module.weight.T)
+            made.bias.copy_(module.bias)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, made)
+    return model
+
+
+def compress(model: nn.Module, key: str, kind: str = "blast", *, share: float = 1.0, **fit) -> Report:
+    """Replace the layers of a plan, in place; structures other than BLAST get its budget, layer by layer.
+
+    Args:
+        model: as from ``load``, or any module with layers of those names.
+        kind: as for ``replace_linear``.
+        share: multiplies the plan's ranks: below one for models of the same form that are smaller.
+        fit: further arguments of the fit.
+
+    Raises:
+        ParameterError: a layer of the plan is not there, or a size does not fit.
+    """
+    plan, report = PLANS[choice("key", key, tuple(PLANS))], Report()
+    for group in plan.groups:
+        for pattern in group.patterns:  # layers of one pattern have one shape
+            shape = next(iter(chosen(model, pattern).values())).weight.shape
+            rank = max(1, int(share * group.rank))
+            if kind == "blast":
+                how = dict(rank=rank, blocks=plan.blocks)
+            else:
+                how = dict(budget=BlastLinear.count(*shape, rank, plan.blocks).ratio)
+                how |= {} if kind == "low-rank" else dict(blocks=plan.blocks)
+            report.extend(replace_linear(model, pattern, kind, **how, **fit))
+    return report
+
+
+def parameters_of_plan(key: str, shapes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
+    """Parameters of layers ``(name, (out, in))`` once those of a plan are BLAST matrices, and before: by counting."""
+    plan, after, before = PLANS[choice("key", key, tuple(PLANS))], 0, 0
+    for name, (out, inp) in shapes:
+        ranks = [g.rank for g in plan.groups if any(fnmatchcase(name, p) for p in g.patterns)]
+        before += out * inp
+        after += BlastLinear.count(out, inp, ranks[0], plan.blocks).parameters if ranks else out * inp
+    return after, before
+
+
+def wikitext103(part: str = "train", characters: int | None = None) -> str:
+    """WikiText-103 (raw) as one text; ``part`` is ``"train"``, ``"validation"`` or ``"test"``.
+
+    Raises:
+        DataError: datasets is not installed, or the text is neither in its cache nor to be had.
+    """
+    choice("part", part, ("train", "validation", "test"))
+    datasets = optional("datasets", "WikiText-103")
+    try:
+        lines = datasets.load_dataset("Salesforce/wikitext", "wikitext-103-raw-v1", split=part)["text"]
+    except (OSError, ConnectionError) as error:
+        raise DataError("WikiText-103 is neither in the cache of datasets nor to be had from the hub.") from error
+    return "".join(lines)[:characters]
+
+
+def tokens(text: str, name: str = "openai-community/gpt2") -> Tensor:
+    """Token numbers ``(length,)`` of a text.
+
+    Raises:
+        DataError: transformers is not installed, or the tokenizer cannot be had.
+    """
+    package = optional("transformers", f"the tokenizer of {name}")
+    try:
+        tokenizer = package.AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise DataError(f"the tokenizer of {name} is neither in the cache of transformers nor to be had.") from error
+    return torch.tensor(tokenizer(text)["input_ids"])
