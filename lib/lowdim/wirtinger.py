@@ -49,7 +49,7 @@ def truncated_weights(y: Tensor, op, pooled: bool = False) -> Tensor:
     return torch.where(y <= 9 * mean, y, 0.0)
 
 
-def spectral_frames(y: Tensor, op, generator, steps: int = 24, unit: bool = False) -> Tensor:
+def spectral_frames(y: Tensor, op, generator, steps: int = 12, unit: bool = False) -> Tensor:
     """A crude clip from the magnitudes alone, frame by frame: ``(runs, q, n1, n2)``.
 
     Frame ``k`` has norm ``sqrt(mean_i y_ik)``, that of ``x_k`` in expectation; with ``unit`` all have norm one.
@@ -58,7 +58,7 @@ def spectral_frames(y: Tensor, op, generator, steps: int = 24, unit: bool = Fals
     return crude if unit else crude * (y.sum(-1) / op.m[..., 0]).sqrt()[..., None, None]
 
 
-def pooled_basis(op, weights: Tensor, rank: int, generator, steps: int = 15) -> Tensor:
+def pooled_basis(op, weights: Tensor, rank: int, generator, steps: int = 8) -> Tensor:
     """Top eigenvectors of the sum over frames of ``A_k diag(w_k) A_k^*``: ``(runs, n1, n2, rank)``, orthonormal.
 
     Subspace iteration with twice the rank and a Rayleigh-Ritz step at the end.
