@@ -209,3 +209,24 @@ Y = torch.ones(1, 3, 7)
 def test_bad_input(call, words):
     with pytest.raises(ParameterError, match=words):
         call()
+
+
+@pytest.mark.parametrize("start", ["model", "frames"])
+def test_groups_give_what_the_runs_give_alone(start, monkeypatch):
+    """Runs in groups of two (the last one smaller) against one run at a time, with a truth for each run."""
+    op, truth = gaussian((5, 6), 8, 40, generator(0), runs=5), films((5, 6, 8), (2, 2, 2), 5)
+    y, first = measure(op, truth), Tucker(random(5, 2, 2, 2, seed=3), [random(5, n, 2, seed=4 + n) for n in (5, 6, 8)])
+    sizes, solve = [], lambda y, op, truth, given, seed: pr.tspr(y, op, (2, 2, 2), 2, seed, truth=truth, start=given)
+    monkeypatch.setattr(Dense, "part", lambda self, runs, part=Dense.part: sizes.append(runs) or part(self, runs))
+    monkeypatch.setattr(pr, "CACHE", 2 * op.rows[0].numel() * op.rows.element_size())
+    together = solve(y, op, truth, first if start == "model" else start, generator(1))
+    assert [range(5)[part] for part in sizes] == [range(2), range(2, 4), range(4, 5)]
+    assert together.clip.shape == (5, 5, 6, 8) and together.errors.shape == (3, 5)
+    assert torch.allclose(together.errors[-1], pr.aligned_error(together.clip, truth), rtol=0, atol=1e-10)
+    if start == "model":  # no random start: every run must be what it is on its own
+        for k in range(5):
+            part = slice(k, k + 1)
+            alone = Tucker(first.core[part], [f[part] for f in first.factors])
+            one = solve(y[part], Dense(op.rows[part], op.shape), truth[part], alone, generator(1))
+            assert torch.allclose(together.clip[part], one.clip, rtol=0, atol=1e-8)
+            assert torch.allclose(together.errors[:, part], one.errors, rtol=0, atol=1e-8)
