@@ -100,16 +100,17 @@ def rwf(root: Tensor, rows: Tensor, m: Tensor, steps: int = 50, rate: float = 0.
     if controlled:
         curvature = torch.linalg.eigvalsh(rows.mH @ rows / m.unsqueeze(-1))[..., -1:]
         step = step / curvature.clamp(min=1)
-    step, root = step.unsqueeze(-1), root.unsqueeze(-2)
     flat = lambda tensor: tensor.flatten(0, 1)
-    forward, back, state = flat(rows.mT.contiguous()), flat(rows.conj().resolve_conj()), flat(z.contiguous())
-    z, pull = state.view(z.shape), torch.empty_like(state)
-    image = state.new_empty(len(state), 1, rows.shape[-2])
+    forward, back = flat(rows.mT.contiguous()), flat(rows.conj().resolve_conj() * step.unsqueeze(-1))
+    z, root = flat(z.contiguous()), flat(root.unsqueeze(-2))
+    image = z.new_empty(len(z), 1, rows.shape[-2])
     phase = torch.empty_like(image)
     for _ in range(steps):  # in place: at these sizes allocation would cost more than arithmetic
-        torch.bmm(state, forward, out=image)
-        torch.sgn(image, out=phase)
-        image -= phase.mul_(flat(root))
-        torch.bmm(image, back, out=pull)
-        z -= step * pull.view(z.shape)
-    return z.squeeze(-2)
+        torch.bmm(z, forward, out=image)
+        if image.is_complex():
+            torch.sgn(image, out=phase)
+            phase.mul_(root)
+        else:
+            torch.copysign(root, image, out=phase)
+        z.baddbmm_(image.sub_(phase), back, alpha=-1)
+    return z.view(*rows.shape[:2], k)
