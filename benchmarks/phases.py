@@ -5,10 +5,12 @@ import time
 import torch
 from timing import peak_memory_mb, race, reset_peak_memory
 
+from lowdim.lowrank_phase import altmin_lowrap, altmin_trunc
 from lowdim.measurements import Dense, gaussian, measure
-from lowdim.phase_retrieval import altmin_lowrap, altmin_trunc, rwf, tspr
+from lowdim.phase_retrieval import tspr
 from lowdim.runtime import generator
 from lowdim.video import walker
+from lowdim.wirtinger import rwf
 
 SINGLE = torch.float32
 

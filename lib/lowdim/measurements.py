@@ -46,6 +46,15 @@ class Dense:
         value = torch.full((self.runs,), default) if value is None else torch.as_tensor(value)
         return value.to(self.device, self.real)[:, None, None]
 
+    def part(self, runs: slice) -> "Dense":
+        """The map of some of the runs; it shares their memory."""
+        return Dense(self.rows[runs], self.shape, self.m.flatten()[runs], self.frames.flatten()[runs])
+
+    def runs_within(self, size: float) -> int:
+        """How many runs have sensing vectors of at most ``size`` bytes together, at least one; all on a GPU."""
+        one = self.rows[0].numel() * self.rows.element_size()
+        return self.runs if self.device.type != "cpu" else max(1, int(size // one))
+
     def forward(self, x: Tensor) -> Tensor:
         """``a_i^* x_k``: ``(runs, q, n1, n2)`` to ``(runs, q, m)``."""
         flat = x.reshape(-1, 1, self.rows.shape[-1])
@@ -112,6 +121,15 @@ class CodedDiffraction:
         self.width = math.prod(masks.shape[2:]) if keep is None else len(keep)
         self.m = torch.full((self.runs, 1, 1), float(self.width), dtype=self.real, device=self.device)
         self.frames = torch.full_like(self.m, float(self.q))
+
+    def part(self, runs: slice) -> "CodedDiffraction":
+        """The map of some of the runs; it shares their memory."""
+        left, right = (None if f is None else f[runs] for f in (self.left, self.right))
+        return CodedDiffraction(self.masks[runs], self.keep, left, right)
+
+    def runs_within(self, size: float) -> int:
+        """All: the masks are small."""
+        return self.runs
 
     def forward(self, x: Tensor) -> Tensor:
         """``a_i^* x_k``: ``(runs, q, n1, n2)`` to ``(runs, q, m)``."""

@@ -1,17 +1,15 @@
-"""Low-rank phase retrieval: a clip from magnitudes, with a Tucker model (TSPR) or a low-rank matrix (AltMin).
+"""Phase retrieval of a clip with Tucker structure (TSPR), and what its rivals share: errors, floors, batches.
 
 The clip is ``(n1, n2, q)``; measurements ``y = |A_k^* x_k|^2`` are ``(runs, q, m)`` of a map from
-``lowdim.measurements``. All frames and all runs are computed at once. The solvers are corrected versions of
+``lowdim.measurements``. All frames are computed at once, and so are as many runs as fit into a CPU's cache.
 
-* TSPR (Kwon, Li, Sarwate, ICASSP 2022): Tucker structure, alternating over temporal factor, phases, factors and core;
-* AltMinLowRaP (Nayer, Narayanamurthy, Vaswani, arXiv 1902.04972) and AltMinTrunc (Vaswani, Nayer, Eldar, 1608.04141);
-* reshaped Wirtinger flow, RWF (Zhang, Zhou, Liang, Chi, arXiv 1605.07719), for the small problems inside the first two.
-
-Corrected means: RWF in orthonormal coordinates and with a step that cannot overflow, a warm start and a preconditioner
-for the least squares, factors kept orthonormal, and the conjugates that complex data need. ``published=True`` switches
-to what the authors' programs do.
+TSPR (Kwon, Li, Sarwate, ICASSP 2022) alternates over temporal factor, phases, spatial factors and core. Ours is
+corrected: RWF in orthonormal coordinates and with a step that cannot overflow, a warm start and a preconditioner for
+the least squares, factors kept orthonormal, and the conjugates that complex data need. ``published=True`` switches to
+what the authors' program does. The low-rank rivals are in ``lowdim.lowrank_phase``.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +18,10 @@ from torch import Tensor
 from lowdim.checks import ParameterError, integer
 from lowdim.measurements import check_magnitudes, frames_first
 from lowdim.tensors import Tucker, cgls, check_ranks, hosvd, truncated, tucker_size
+from lowdim.wirtinger import pooled_basis, rwf, spectral_frames, truncated_weights
 
 RIDGE = 1e-7  # keeps small Gram matrices invertible; relative to their mean diagonal
+CACHE = 10 * 2**20  # bytes of sensing vectors that are worked on at once on a CPU
 
 
 @dataclass
@@ -70,127 +70,46 @@ def tucker_floor(clip: Tensor, ranks) -> float:
     return float((clip - hosvd(clip, ranks).full()).norm() / clip.norm())
 
 
-# ---------------------------------------------------------------- pieces
+def recorder(truth, op, errors: list):
+    """``record(estimate, *arguments)`` appends the error of ``estimate(*arguments)``, if there is a truth."""
+    if truth is None:
+        return lambda estimate, *arguments: None
+    frames = frames_first(truth, op).movedim(1, -1)
+    return lambda estimate, *arguments: errors.append(aligned_error(estimate(*arguments).movedim(1, -1), frames))
 
 
-def top_vectors(op, weights: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """Top eigenvector of ``(1/m) sum_i w_i a_i a_i^*`` for every frame, by Lanczos: ``(runs, q, n1, n2)``, unit norm.
+# ---------------------------------------------------------------- batches
 
-    Args:
-        weights: ``(runs, q, m)``.
-        steps: Lanczos steps (each reads the map twice), with full reorthogonalisation.
+
+def in_groups(solver):
+    """Let a solver take its runs in groups whose maps fit into ``CACHE`` bytes: memory is what binds, not arithmetic.
+
+    Runs do not depend on one another, but the groups draw their random starts one after another from one generator.
     """
-    n1, n2 = op.shape
-    steps = min(steps, n1 * n2)
-    start = torch.randn(op.runs, op.q, n1 * n2, generator=generator, dtype=op.real, device=generator.device)
-    v = start.to(op.device, op.dtype)
-    v /= v.norm(dim=-1, keepdim=True)
-    basis = v.new_zeros(op.runs, op.q, steps, n1 * n2)
-    small = torch.zeros(op.runs, op.q, steps, steps, dtype=op.real, device=op.device)
-    tiny = torch.finfo(op.real).tiny
-    for j in range(steps):
-        basis[:, :, j] = v
-        w = op.adjoint(weights * op.forward(v.unflatten(-1, (n1, n2)))).flatten(2) / op.m
-        small[:, :, j, j] = (v.conj() * w).sum(-1).real
-        for _ in range(2):  # twice is enough
-            known = basis[:, :, : j + 1]
-            w = w - (known.mT @ (known.conj() @ w.unsqueeze(-1))).squeeze(-1)
-        beta = w.norm(dim=-1)
-        largest = small.diagonal(dim1=-2, dim2=-1).amax(-1)
-        ended = (beta <= 100 * torch.finfo(op.real).eps * largest).unsqueeze(-1)  # an invariant subspace: stay in it
-        beta = torch.where(ended.squeeze(-1), 0.0, beta)
-        if j + 1 < steps:
-            small[:, :, j, j + 1] = small[:, :, j + 1, j] = beta
-        v = torch.where(ended, 0.0, w / beta.clamp(min=tiny).unsqueeze(-1))
-    top = torch.linalg.eigh(small).eigenvectors[..., -1].to(op.dtype)
-    x = (top.unsqueeze(-2) @ basis).squeeze(-2)
-    return (x / x.norm(dim=-1, keepdim=True).clamp(min=tiny)).unflatten(-1, (n1, n2))
 
+    @functools.wraps(solver)
+    def grouped(y: Tensor, op, *arguments, truth: Tensor | None = None, **options) -> Recovery:
+        check_magnitudes(y, op)
+        size = op.runs_within(CACHE)
+        if size >= op.runs:
+            return solver(y, op, *arguments, truth=truth, **options)
+        done, model = [], options.get("start")
+        for first in range(0, op.runs, size):
+            part = slice(first, first + size)
+            if isinstance(model, Tucker):
+                options["start"] = Tucker(model.core[part], [f[part] for f in model.factors])
+            own = truth[part] if truth is not None and truth.dim() == 4 else truth
+            done.append(solver(y[part], op.part(part), *arguments, truth=own, **options))
+        errors = None if truth is None else torch.cat([run.errors for run in done], 1)
+        return Recovery(torch.cat([run.clip for run in done]), errors, done[0].size)
 
-def truncated_weights(y: Tensor, op, pooled: bool = False) -> Tensor:
-    """``y_i`` where it is at most 9 times the mean, else 0; the mean of its frame, or of all frames (``pooled``)."""
-    mean = y.sum(-1, keepdim=True) / op.m
-    if pooled:
-        mean = y.sum((-2, -1), keepdim=True) / (op.m * op.frames)
-    return torch.where(y <= 9 * mean, y, 0.0)
-
-
-def spectral_frames(y: Tensor, op, generator, steps: int = 24, unit: bool = False) -> Tensor:
-    """A crude clip from the magnitudes alone, frame by frame: ``(runs, q, n1, n2)``.
-
-    Frame ``k`` has norm ``sqrt(mean_i y_ik)``, that of ``x_k`` in expectation; with ``unit`` all have norm one.
-    """
-    crude = top_vectors(op, truncated_weights(y, op), steps, generator)
-    return crude if unit else crude * (y.sum(-1) / op.m[..., 0]).sqrt()[..., None, None]
-
-
-def pooled_basis(op, weights: Tensor, rank: int, generator, steps: int = 15) -> Tensor:
-    """Top eigenvectors of the sum over frames of ``A_k diag(w_k) A_k^*``: ``(runs, n1, n2, rank)``, orthonormal.
-
-    Subspace iteration with twice the rank and a Rayleigh-Ritz step at the end.
-    """
-    size, n = min(2 * rank + 2, op.shape[0] * op.shape[1]), op.shape[0] * op.shape[1]
-    start = torch.randn(op.runs, n, size, generator=generator, dtype=op.real, device=generator.device)
-    u = torch.linalg.qr(start.to(op.device, op.dtype)).Q
-    scale = weights.sum((-2, -1))[:, None, None] + torch.finfo(op.real).tiny
-    product = lambda v: op.pull(weights.unsqueeze(-1) * op.columns(v.unflatten(1, op.shape))).flatten(1, 2) / scale
-    for _ in range(steps):
-        u = torch.linalg.qr(product(u)).Q
-    ritz = torch.linalg.eigh(u.mH @ product(u)).eigenvectors[..., -rank:].flip(-1)
-    return (u @ ritz).unflatten(1, op.shape)
-
-
-def rwf(root: Tensor, rows: Tensor, m: Tensor, steps: int = 50, rate: float = 0.8, controlled: bool = True) -> Tensor:
-    """Reshaped Wirtinger flow for many small problems ``root ~ |rows z|`` at once.
-
-    ``z <- z - rate (1/m) sum_i (a_i^* z - y_i phase(a_i^* z)) a_i``, from a spectral start; the columns of the problem
-    should be orthonormal coordinates of ``x``, else the curvature of the loss varies with the direction.
-
-    Args:
-        root: ``(runs, q, m)`` magnitudes (not squared).
-        rows: ``(runs, q, m, k)``, row ``i`` is ``a_i^*``.
-        m: measurements that count, broadcast against ``(runs, q, 1)``.
-        controlled: divide the step by the largest eigenvalue of ``(1/m) sum a_i a_i^*`` where that is above one.
-
-    Returns:
-        ``(runs, q, k)``.
-    """
-    k, tiny = rows.shape[-1], torch.finfo(root.dtype).tiny
-    size = rows.abs().sum((-2, -1)).unsqueeze(-1)  # sum_i ||a_i||_1
-    scale = k * root.sum(-1, keepdim=True) / size.clamp(min=tiny)
-    weights = torch.where((root >= scale) & (root <= 5 * scale), root, 0.0)
-    gram = rows.mH @ (weights.unsqueeze(-1) * rows) / m.unsqueeze(-1)
-    start = torch.linalg.eigh(torch.nan_to_num(gram)).eigenvectors[..., -1]
-    z = (scale * start).unsqueeze(-2)  # a row, (runs, q, 1, k)
-    step = rate / m
-    if controlled:
-        curvature = torch.linalg.eigvalsh(rows.mH @ rows / m.unsqueeze(-1))[..., -1:]
-        step = step / curvature.clamp(min=1)
-    step, root = step.unsqueeze(-1), root.unsqueeze(-2)
-    flat = lambda tensor: tensor.flatten(0, 1)
-    forward, back, state = flat(rows.mT.contiguous()), flat(rows.conj().resolve_conj()), flat(z.contiguous())
-    z, pull = state.view(z.shape), torch.empty_like(state)
-    image = state.new_empty(len(state), 1, rows.shape[-2])
-    phase = torch.empty_like(image)
-    for _ in range(steps):  # in place: at these sizes allocation would cost more than arithmetic
-        torch.bmm(state, forward, out=image)
-        torch.sgn(image, out=phase)
-        image -= phase.mul_(flat(root))
-        torch.bmm(image, back, out=pull)
-        z -= step * pull.view(z.shape)
-    return z.squeeze(-2)
-
-
-def _inverse(gram: Tensor) -> Tensor:
-    """Inverse of small Hermitian Gram matrices ``(runs, r, r)``, with a ridge."""
-    size = gram.shape[-1]
-    ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1).real.mean(-1) + torch.finfo(gram.real.dtype).tiny
-    return torch.linalg.inv(gram + ridge[:, None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device))
+    return grouped
 
 
 # ---------------------------------------------------------------- TSPR
 
 
+@in_groups
 def tspr(
     y: Tensor, op, ranks, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
     orthonormal: bool = True, controlled: bool = True, published: bool = False, start: str | Tucker = "frames",
@@ -227,7 +146,7 @@ def tspr(
     best = dict(steps=50, tolerance=1e-6) if published else dict(steps=inner, tolerance=tolerance)
     f, errors = core.new_zeros(op.runs, op.q, ranks[2]), []
     wide, half, small = None, None, op.restrict(left=d, right=e)
-    record = _recorder(truth, op, errors)
+    record = recorder(truth, op, errors)
     for t in range(iterations + 1):
         if orthonormal:  # absorbed by f, which is computed next
             core = torch.linalg.qr(core.flatten(2).mT).Q.mT.unflatten(-1, ranks[:2])
@@ -283,7 +202,9 @@ def _update_left(op, target, d, core, f, orthonormal: bool, best: dict):
     adjoint = lambda z: (op.adjoint(z) @ slices.mH).sum(1)
     if not orthonormal:
         return cgls(forward, adjoint, target, torch.zeros_like(d), **best), core
-    inverse = _inverse((slices @ slices.mH).sum(1))  # m times this Gram is what the normal matrix is in expectation
+    inverse = small_inverse(
+        (slices @ slices.mH).sum(1)
+    )  # m times this Gram is what the normal matrix is in expectation
     d = cgls(forward, adjoint, target, d, precondition=lambda s: s @ inverse, **best)
     d, r = torch.linalg.qr(d)
     return d, r[:, None] @ core
@@ -296,7 +217,7 @@ def _update_right(op, target, e, core, f, orthonormal: bool, best: dict):
     adjoint = lambda z: (slices.mH @ op.adjoint(z)).sum(1).mT
     if not orthonormal:
         return cgls(forward, adjoint, target, torch.zeros_like(e), **best), core
-    inverse = _inverse((slices.mH @ slices).sum(1)).mT
+    inverse = small_inverse((slices.mH @ slices).sum(1)).mT
     e = cgls(forward, adjoint, target, e, precondition=lambda s: s @ inverse, **best)
     e, r = torch.linalg.qr(e)
     return e, core @ r.mT[:, None]
@@ -308,102 +229,15 @@ def _update_core(op, target, core, f, orthonormal: bool, best: dict):
     adjoint = lambda z: (f.mH @ op.adjoint(z).flatten(2)).unflatten(-1, op.shape)
     if not orthonormal:
         return cgls(forward, adjoint, target, torch.zeros_like(core), **best)
-    inverse = _inverse(f.mH @ f)
+    inverse = small_inverse(f.mH @ f)
     return cgls(
         forward, adjoint, target, core,
         precondition=lambda s: (inverse @ s.flatten(2)).unflatten(-1, op.shape), **best,
     )  # fmt: skip
 
 
-def _recorder(truth, op, errors: list):
-    """``record(estimate, *arguments)`` appends the error of ``estimate(*arguments)``, if there is a truth."""
-    if truth is None:
-        return lambda estimate, *arguments: None
-    frames = frames_first(truth, op).movedim(1, -1)
-    return lambda estimate, *arguments: errors.append(aligned_error(estimate(*arguments).movedim(1, -1), frames))
-
-
-# ---------------------------------------------------------------- low-rank matrix baselines
-
-
-def altmin_lowrap(
-    y: Tensor, op, rank: int, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
-    published: bool = False, inner: int = 25, tolerance: float = 1e-2, rwf_steps: int = 50,
-) -> Recovery:  # fmt: skip
-    """AltMinLowRaP, ``[x_1 ... x_q] = U B^T``: ``b_k`` by RWF, then phases, then ``U`` by least squares.
-
-    Args as in ``tspr``; ``published`` returns ``U B^*`` with the last triangular factor dropped, takes RWF steps
-    without control and restarts the least squares from zero.
-    """
-    root, rank = _matrix_problem(y, op, rank)
-    u = pooled_basis(op, truncated_weights(root.square(), op, pooled=True), rank, generator)
-    best = dict(steps=50, tolerance=1e-6) if published else dict(steps=inner, tolerance=tolerance)
-    errors = []
-    record = _recorder(truth, op, errors)
-    for t in range(iterations + 1):
-        eff = op.columns(u)
-        b = rwf(root, eff, op.m, rwf_steps, controlled=not published)
-        record(_frames, u, b.conj() if published else b)
-        if t == iterations:
-            break
-        target = torch.sgn(eff @ b.unsqueeze(-1)).squeeze(-1) * root
-        basis, triangle = torch.linalg.qr(b)  # (runs, q, rank): U has the scale now
-        first = torch.zeros_like(u) if published else u @ triangle.mT[:, None]
-        u = _update_basis(op, target, first, basis, None, best)
-        u = torch.linalg.qr(u.flatten(1, 2)).Q.unflatten(1, op.shape)
-        if published and t == iterations - 1:
-            record(_frames, u, b.conj())
-            break
-    clip = _frames(u, b.conj() if published else b).movedim(1, -1)
-    return Recovery(clip, torch.stack(errors) if truth is not None else None, rank * (op.shape[0] * op.shape[1] + op.q))
-
-
-def altmin_trunc(
-    y: Tensor, op, rank: int, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
-    published: bool = False, inner: int = 25, tolerance: float = 1e-2,
-) -> Recovery:  # fmt: skip
-    """AltMinTrunc (LRPR2): as ``altmin_lowrap``, but ``b_k`` by least squares with the phases of ``U``'s update.
-
-    Args as in ``tspr``; ``published`` returns ``U B^*`` and restarts the least squares from zero.
-    """
-    root, rank = _matrix_problem(y, op, rank)
-    weights = truncated_weights(root.square(), op)
-    u = pooled_basis(op, weights, rank, generator)
-    best = dict(steps=50, tolerance=1e-6) if published else dict(steps=inner, tolerance=tolerance)
-    errors = []
-    record = _recorder(truth, op, errors)
-    eff = op.columns(u)
-    gram = eff.mH @ (weights.unsqueeze(-1) * eff) / op.m.unsqueeze(-1)
-    b = torch.linalg.eigh(gram).eigenvectors[..., -1] * (root.square().sum(-1, keepdim=True) / op.m).sqrt()
-    for t in range(iterations + 1):
-        record(_frames, u, b.conj() if published else b)
-        if t == iterations:
-            break
-        target = torch.sgn(eff @ b.unsqueeze(-1)).squeeze(-1) * root
-        u = _update_basis(op, target, torch.zeros_like(u) if published else u, b, _inverse((b.mH @ b).conj()), best)
-        u = torch.linalg.qr(u.flatten(1, 2)).Q.unflatten(1, op.shape)
-        eff = op.columns(u)
-        normal = eff.mH @ eff
-        ridge = RIDGE * normal.diagonal(dim1=-2, dim2=-1).real.mean(-1) + torch.finfo(op.real).tiny
-        normal.diagonal(dim1=-2, dim2=-1).add_(ridge.unsqueeze(-1))
-        b = torch.linalg.solve(normal, eff.mH @ target.unsqueeze(-1)).squeeze(-1)
-    clip = _frames(u, b.conj() if published else b).movedim(1, -1)
-    return Recovery(clip, torch.stack(errors) if truth is not None else None, rank * (op.shape[0] * op.shape[1] + op.q))
-
-
-def _matrix_problem(y: Tensor, op, rank: int):
-    root = check_magnitudes(y, op)
-    return root, integer("rank", rank, at_least=1, at_most=min(op.shape[0] * op.shape[1], op.q))
-
-
-def _frames(u: Tensor, b: Tensor) -> Tensor:
-    """``x_k = U b_k``: ``(runs, n1, n2, r)`` and ``(runs, q, r)`` to ``(runs, q, n1, n2)``."""
-    return (b @ u.flatten(1, 2).mT).unflatten(-1, u.shape[1:3])
-
-
-def _update_basis(op, target, first, b, inverse, best: dict) -> Tensor:
-    """``U`` by least squares on ``sum_k ||target_k - A_k^* U b_k||^2``."""
-    forward = lambda v: op.forward(_frames(v, b))
-    adjoint = lambda z: (op.adjoint(z).flatten(2).mT @ b.conj()).unflatten(1, op.shape)
-    precondition = (lambda s: s) if inverse is None else (lambda s: s @ inverse[:, None])
-    return cgls(forward, adjoint, target, first, precondition=precondition, **best)
+def small_inverse(gram: Tensor) -> Tensor:
+    """Inverse of small Hermitian Gram matrices ``(runs, r, r)``, with a ridge."""
+    size = gram.shape[-1]
+    ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1).real.mean(-1) + torch.finfo(gram.real.dtype).tiny
+    return torch.linalg.inv(gram + ridge[:, None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device))

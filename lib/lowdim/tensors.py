@@ -222,7 +222,8 @@ def cgls(
         tolerance: a run stops when its preconditioned normal residual has fallen by this factor since the start, or is
             at the level of rounding errors.
         precondition: an approximation of ``(adjoint forward)^-1``, Hermitian and positive definite.
-        check: iterations between two looks at whether all runs have stopped (a look costs a synchronisation).
+        check: iterations between two looks on a GPU at whether all runs have stopped (a look costs a synchronisation
+            there; on a CPU it is free, and done every time).
 
     Source: Hestenes and Stiefel 1952; Björck, "Numerical Methods for Least Squares Problems", algorithm 7.4.1.
     """
@@ -237,7 +238,7 @@ def cgls(
     floor = torch.maximum(tolerance**2 * gamma, rounding)
     for t in range(steps):
         live = gamma > floor
-        if t % check == 0 and not bool(live.any()):
+        if (t % check == 0 or v.device.type == "cpu") and not bool(live.any()):
             break
         image = forward(direction)
         curvature = _dot(image, image)

@@ -5,7 +5,7 @@ two that are made from photographs of scikit-image and scikit-learn.
 """
 
 import math
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +132,11 @@ def _scikit_image(name: str) -> Path:
     return Path(str(resources.files("skimage") / "data" / name))
 
 
+def _scikit_learn(name: str) -> Path:
+    """A photograph that comes with scikit-learn; found without importing it, which takes longer than a clip does."""
+    return Path(util.find_spec("sklearn").submodule_search_locations[0]) / "datasets" / "images" / name
+
+
 def tiny(h: int = 25, w: int = 14, q: int = 24) -> np.ndarray:
     """A real clip that comes with scikit-image (``no_time_for_that_tiny.gif``), resized, its first ``q`` frames."""
     return load_video(_scikit_image("no_time_for_that_tiny.gif"), (h, w))[..., :q]
@@ -158,9 +163,9 @@ def walker(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
 
 def pan(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
     """A window that slides over a photograph (scikit-learn's china.jpg): ``(h, w, q)``."""
-    from sklearn.datasets import load_sample_image
+    from PIL import Image
 
-    photograph = load_sample_image("china.jpg") @ GREY / 255
+    photograph = np.asarray(Image.open(_scikit_learn("china.jpg"))) @ GREY / 255
     still = _resized(photograph, (2 * h, round(1.9 * w)))
     frames = []
     for s in np.linspace(0, 1, q):

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from lowdim import phase_retrieval as pr
+from lowdim import wirtinger
 from lowdim.checks import ParameterError
+from lowdim.lowrank_phase import altmin_lowrap, altmin_trunc
 from lowdim.measurements import Dense, check_magnitudes, coded_diffraction, gaussian, measure
 from lowdim.runtime import generator
 from lowdim.tensors import Tucker
@@ -86,18 +88,18 @@ def test_lanczos_finds_the_top_eigenvector(name):
     rows = as_matrix(op).flatten(3)
     dense = rows.mH @ (weights.unsqueeze(-1) * rows) / op.width
     top = torch.linalg.eigh(dense).eigenvectors[..., -1]
-    found = pr.top_vectors(op, weights, 20, generator(1)).flatten(2)
+    found = wirtinger.top_vectors(op, weights, 20, generator(1)).flatten(2)
     assert float((1 - (top.conj() * found).sum(-1).abs()).max()) < 1e-10
 
 
 def test_pooled_basis_spans_the_top_eigenvectors():
     op = gaussian((4, 5), 6, 30, generator(0), runs=2)
     y = measure(op, films((4, 5, 6), (2, 2, 2), 2))
-    weights = pr.truncated_weights(y, op, pooled=True)
+    weights = wirtinger.truncated_weights(y, op, pooled=True)
     rows = op.rows.flatten(1, 2)
     dense = rows.mH @ (weights.flatten(1).unsqueeze(-1) * rows)
     top = torch.linalg.eigh(dense).eigenvectors[..., -2:]
-    found = pr.pooled_basis(op, weights, 2, generator(1), steps=400).flatten(1, 2)
+    found = wirtinger.pooled_basis(op, weights, 2, generator(1), steps=400).flatten(1, 2)
     assert float((1 - torch.linalg.svdvals(top.mH @ found)).abs().max()) < 1e-8
 
 
@@ -117,10 +119,10 @@ def test_aligned_error_is_the_smallest_over_all_phases():
 def test_rwf_solves_small_problems_and_each_on_its_own(dtype):
     rows, z = random(2, 3, 60, 4, dtype=dtype), random(2, 3, 4, seed=1, dtype=dtype)
     root, m = (rows @ z.unsqueeze(-1)).squeeze(-1).abs(), torch.full((1, 1, 1), 60.0, dtype=F64)
-    found = pr.rwf(root, rows, m, steps=400)
+    found = wirtinger.rwf(root, rows, m, steps=400)
     phase = (found.conj() * z).sum(-1, keepdim=True).sgn()
     assert float((phase * found - z).abs().max()) < 1e-8
-    alone = pr.rwf(root[1:, 2:], rows[1:, 2:], m, steps=400)
+    alone = wirtinger.rwf(root[1:, 2:], rows[1:, 2:], m, steps=400)
     turn = (alone.conj() * found[1:, 2:]).sum(-1, keepdim=True).sgn()
     assert float((turn * alone - found[1:, 2:]).abs().max()) < 1e-10
 
@@ -128,8 +130,8 @@ def test_rwf_solves_small_problems_and_each_on_its_own(dtype):
 def test_rwf_step_control_keeps_a_correlated_problem_bounded():
     rows, z = 10 * random(1, 1, 30, 3), random(1, 1, 3, seed=1)
     root, m = (rows @ z.unsqueeze(-1)).squeeze(-1).abs(), torch.full((1, 1, 1), 30.0, dtype=F64)
-    wild = pr.rwf(root, rows, m, steps=200, controlled=False)
-    tame = pr.rwf(root, rows, m, steps=200)
+    wild = wirtinger.rwf(root, rows, m, steps=200, controlled=False)
+    tame = wirtinger.rwf(root, rows, m, steps=200)
     assert not bool(torch.isfinite(wild).all()) or float(wild.norm()) > 1e6
     assert float(tame.norm()) < 10 * float(z.norm())
 
@@ -140,7 +142,7 @@ def test_all_methods_recover_exactly_with_enough_measurements(is_complex):
     truth = films(shape, ranks, 2, dtype=C128 if is_complex else F64)
     op = gaussian(shape[:2], shape[2], 6 * 42, generator(1), runs=2, is_complex=is_complex)
     y = measure(op, truth)
-    for solver, rank in ((pr.tspr, ranks), (pr.altmin_lowrap, 2), (pr.altmin_trunc, 2)):
+    for solver, rank in ((pr.tspr, ranks), (altmin_lowrap, 2), (altmin_trunc, 2)):
         run = solver(y, op, rank, 40, generator(2), truth=truth)
         assert float(run.errors[-1].max()) < 1e-5, solver.__name__
         assert run.clip.shape == truth.shape
@@ -166,7 +168,7 @@ def test_published_conjugates_are_harmless_for_real_data_only():
     for is_complex in (False, True):
         truth = films(shape, (2, 2, 2), 1, dtype=C128 if is_complex else F64)
         op = gaussian(shape[:2], shape[2], 6 * 42, generator(1), is_complex=is_complex)
-        run = pr.altmin_trunc(measure(op, truth), op, 2, 15, generator(2), truth=truth, published=True)
+        run = altmin_trunc(measure(op, truth), op, 2, 15, generator(2), truth=truth, published=True)
         assert bool(run.errors[-1] > 0.3) == is_complex
 
 
@@ -197,7 +199,7 @@ Y = torch.ones(1, 3, 7)
             lambda: pr.tspr(Y, OP, (2, 2, 2), 1, generator(0), start="guess"),
             "start must be 'frames', 'pooled' or 'random'",
         ),
-        (lambda: pr.altmin_lowrap(Y, OP, 4, 1, generator(0)), "rank must be a whole number >= 1 and <= 3, got 4"),
+        (lambda: altmin_lowrap(Y, OP, 4, 1, generator(0)), "rank must be a whole number >= 1 and <= 3, got 4"),
         (lambda: gaussian((4, 5), 3, 0, generator(0)), "m must be a whole number >= 1, got 0"),
         (lambda: coded_diffraction((4, 5), 3, 0, generator(0)), "masks must be a whole number >= 1"),
         (lambda: coded_diffraction((4, 5), 3, 1, generator(0), keep=21), "keep must be a whole number >= 1 and <= 20"),
@@ -207,3 +209,24 @@ Y = torch.ones(1, 3, 7)
 def test_bad_input(call, words):
     with pytest.raises(ParameterError, match=words):
         call()
+
+
+@pytest.mark.parametrize("start", ["model", "frames"])
+def test_groups_give_what_the_runs_give_alone(start, monkeypatch):
+    """Runs in groups of two (the last one smaller) against one run at a time, with a truth for each run."""
+    op, truth = gaussian((5, 6), 8, 40, generator(0), runs=5), films((5, 6, 8), (2, 2, 2), 5)
+    y, first = measure(op, truth), Tucker(random(5, 2, 2, 2, seed=3), [random(5, n, 2, seed=4 + n) for n in (5, 6, 8)])
+    sizes, solve = [], lambda y, op, truth, given, seed: pr.tspr(y, op, (2, 2, 2), 2, seed, truth=truth, start=given)
+    monkeypatch.setattr(Dense, "part", lambda self, runs, part=Dense.part: sizes.append(runs) or part(self, runs))
+    monkeypatch.setattr(pr, "CACHE", 2 * op.rows[0].numel() * op.rows.element_size())
+    together = solve(y, op, truth, first if start == "model" else start, generator(1))
+    assert [range(5)[part] for part in sizes] == [range(2), range(2, 4), range(4, 5)]
+    assert together.errors.shape == (3, 5)
+    assert torch.allclose(together.errors[-1], pr.aligned_error(together.clip, truth), rtol=0, atol=1e-10)
+    if start == "model":  # no random start: every run must be what it is on its own
+        for k in range(5):
+            part = slice(k, k + 1)
+            alone = Tucker(first.core[part], [f[part] for f in first.factors])
+            one = solve(y[part], Dense(op.rows[part], op.shape), truth[part], alone, generator(1))
+            assert torch.allclose(together.clip[part], one.clip, rtol=0, atol=1e-8)
+            assert torch.allclose(together.errors[:, part], one.errors, rtol=0, atol=1e-8)
