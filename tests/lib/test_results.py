@@ -104,7 +104,7 @@ def test_a_write_that_breaks_off_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
-        ({"profile": "huge"}, "profile must be 'quick' or 'paper', got 'huge'"),
+        ({"profile": "huge"}, "profile must be one of 'quick', 'paper', got 'huge'"),
         ({"device": "tpu"}, "device must be 'auto'"),
     ],
 )
