@@ -40,6 +40,13 @@ def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(int(seed))
 
 
+@ok.takes(random=ok.generator, count=ok.count())
+def spawn(random: torch.Generator, count: int) -> list[torch.Generator]:
+    """Independent generators on the same device, seeded by draws from one: for jobs that run side by side."""
+    seeds = torch.randint(2**62, (count,), generator=random, device=random.device)
+    return [generator(seed, random.device) for seed in seeds.tolist()]
+
+
 @ok.takes(function=ok.function, workers=ok.count())
 def parallel(function, jobs, workers: int = 2) -> list:
     """``[function(job) for job in jobs]``, in as many threads as there are cores, at most ``workers``.
