@@ -100,6 +100,7 @@ def minimise(
     tolerance: Setting,
     prior: tuple[float, Tensor] | None = None,
     check: int = 10,
+    pull: Callable[[Tensor, Operator, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adam on ``1/2 |y - forward(x)|^2`` from ``start``, each sample until its own residual is within the tolerance.
 
@@ -109,6 +110,7 @@ def minimise(
             one a sample; 0 for no early stop.
         prior: ``(sigma^2, v)``: minimise ``|y - forward(x)|^2 / sigma^2 + |x - start|^2 / v`` instead (over 2).
         check: iterations between two looks at who is finished; finished samples leave the batch.
+        pull: ``pull(x, operator, error)``, the gradient of ``<forward(x), error>`` in ``x``; by default autograd's.
 
     Returns:
         The minimiser and the iterations each sample took, ``(samples,)``.
@@ -120,11 +122,16 @@ def minimise(
     if isinstance(tolerance, Tensor):
         tolerance = tolerance.to(start)
     for k in range(1, adam.iterations + 1):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        if pull is not None:
             error = forward(x, operator) - y
-            (slope,) = torch.autograd.grad(error, x, error.detach())  # of 1/2 |error|^2
-        x, moving = x.detach(), rms(error.detach()) > tolerance
+            slope = pull(x, operator, error)
+        else:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                error = forward(x, operator) - y
+                (slope,) = torch.autograd.grad(error, x, error.detach())  # of 1/2 |error|^2
+            x, error = x.detach(), error.detach()
+        moving = rms(error) > tolerance
         if prior is not None:
             slope = slope / prior[0] + (x - centre) / (prior[1] if prior[1].ndim == 0 else prior[1][alive])
         first.lerp_(slope, 0.1), second.mul_(0.999).addcmul_(slope, slope, value=0.001)

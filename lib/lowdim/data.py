@@ -6,6 +6,7 @@ Nothing is downloaded unless a loader of a real set is called. Files go to ``$LO
 import gzip
 import hashlib
 import http.client
+import importlib.util
 import os
 import re
 import tarfile
@@ -105,12 +106,31 @@ def standardise(inputs: np.ndarray) -> np.ndarray:
     return (inputs - inputs.mean(0)) / np.where(deviation > 0, deviation, 1)
 
 
+def shipped(name: str) -> Path:
+    """A data file inside the installed scikit-learn, which is found but not imported: importing it takes seconds.
+
+    Raises:
+        DataError: scikit-learn is not installed, or has no such file.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None:
+        raise DataError("scikit-learn, which this data comes with, is not installed: pip install scikit-learn.")
+    path = Path(found.submodule_search_locations[0]) / "datasets" / name
+    if not path.exists():
+        raise DataError(f"the installed scikit-learn has no file {name}: version 1.3 and later have it.")
+    return path
+
+
+def digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 handwritten digits: grey values 0 to 16, ``(1797, 8, 8)``, and labels ``(1797,)``."""
+    table = np.loadtxt(shipped("data/digits.csv.gz"), delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+
+
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1,797 handwritten digits: standardised pixels ``(1797, 64)`` and labels ``(1797,)``."""
-    from sklearn.datasets import load_digits
-
-    inputs, labels = load_digits(return_X_y=True)
-    return standardise(inputs), labels
+    inputs, labels = digit_images()
+    return standardise(inputs.reshape(-1, 64)), labels
 
 
 def photograph(side: int = 256) -> np.ndarray:
@@ -119,10 +139,11 @@ def photograph(side: int = 256) -> np.ndarray:
     Raises:
         ParameterError: a side that is longer than the photograph's 427 rows.
     """
-    from sklearn.datasets import load_sample_image
+    from PIL import Image
 
     integer("side", side, at_least=1, at_most=427)
-    grey = load_sample_image("china.jpg") @ np.array([0.299, 0.587, 0.114])
+    with Image.open(shipped("images/china.jpg")) as picture:
+        grey = np.asarray(picture.convert("RGB")) @ np.array([0.299, 0.587, 0.114])
     top, left = (grey.shape[0] - side) // 2, (grey.shape[1] - side) // 2
     grey = grey[top : top + side, left : left + side]
     return grey - grey.mean()

@@ -136,6 +136,7 @@ class LatentDiffusion:
         schedule: the noise schedule.
         latent_shape, image_shape: shapes of one sample.
         pixels: the range of the images' values, checked on input; None for no check.
+        plain: the latents are the images: encoder and decoder change nothing.
     """
 
     encode: Callable[[Tensor], Tensor]
@@ -145,6 +146,7 @@ class LatentDiffusion:
     latent_shape: tuple[int, ...]
     image_shape: tuple[int, ...]
     pixels: tuple[float, float] | None = (-1.0, 1.0)
+    plain: bool = False
 
     def check_images(self, images: Tensor) -> Tensor:
         """The images, if their size and range are those of the model.

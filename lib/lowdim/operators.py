@@ -41,6 +41,14 @@ class Operator:
         """
         raise ParameterError(f"{type(self).__name__} is not linear: it has no adjoint.")
 
+    def pull(self, images: Tensor, error: Tensor) -> Tensor:
+        """The gradient of ``<A(x), error>`` in the images: ``A^T error`` for linear operators.
+
+        Raises:
+            ParameterError: the operator is not linear, and has no gradient of its own.
+        """
+        return self.adjoint(error)
+
     def select(self, samples: Tensor) -> "Operator":
         """The operator for some of the samples; itself unless it differs from sample to sample."""
         return self

@@ -104,6 +104,37 @@ def band(ax: Axes, x, values, colour: str, label: str = "", **line) -> None:
     ax.fill_between(x, values.min(1), values.max(1), color=colour, alpha=0.22, linewidth=0)
 
 
+@ok.takes(ax=ok.kind(Axes, "the axes of a figure"), wide=ok.real(at_least=1))
+def gallery(ax: Axes, rows, titles=(), names=(), notes=None, wide: float = 1.15):
+    """Pictures in a grid inside one set of axes; a grid of axes takes a second to draw.
+
+    Args:
+        rows: lists of pictures; a picture is ``(array (height, width), options of imshow)``, drawn one unit wide.
+        titles: of the columns.
+        names: of the rows.
+        notes: lists like ``rows`` of short texts below the pictures.
+        wide: distance of two columns.
+
+    Returns:
+        The image of the last picture, for a colour bar.
+    """
+    tall, across = wide + (0.25 if notes else 0.0), max(len(row) for row in rows)
+    small = {"fontsize": "small", "ha": "center"}
+    for i, row in enumerate(rows):
+        for k, (picture, options) in enumerate(row):
+            low = -i * tall
+            image = ax.imshow(np.asarray(picture), extent=(k * wide, k * wide + 1, low, low + 1), aspect="auto", **options)
+            if notes and notes[i][k]:
+                ax.text(k * wide + 0.5, low - 0.05, notes[i][k], va="top", **small)
+    for k, title in enumerate(titles):
+        ax.text(k * wide + 0.5, 1.05, title, va="bottom", **small)
+    for i, name in enumerate(names):
+        ax.text(-0.08, -i * tall + 0.5, name, va="center", rotation=90, fontsize="small", ha="right")
+    ax.set(xlim=(-0.3, (across - 1) * wide + 1), ylim=((1 - len(rows)) * tall - 0.25, 1.3), aspect="equal")
+    ax.set_axis_off()
+    return image
+
+
 @ok.takes(figure=ok.kind(Figure, "a matplotlib figure"), dark=ok.flag, dpi=ok.real(above=0))
 def png(figure: Figure, dark: bool = False, dpi: int = 160) -> bytes:
     """The figure as PNG bytes; ``dark=True`` swaps ink and paper and leaves the colours alone."""

@@ -228,6 +228,12 @@ class _Run:
             (slope,) = torch.autograd.grad(error.flatten(1).norm(dim=1).sum(), z)
         return predicted.detach(), noise.detach(), slope
 
+    @property
+    def pull(self):
+        """The operator's own gradient, where it has one: cheaper than autograd's."""
+        own = self.operator.linear or type(self.operator).pull is not Operator.pull
+        return (lambda x, operator, error: operator.pull(x, error)) if own else None
+
     def hard_step(self, moment: Moment, levels: Levels) -> None:
         """Estimate ``z_0``, make it consistent with the data, and go back to the noise level of the step."""
         method, at, z = self.method, moment.index - 1, moment.moved
@@ -240,7 +246,7 @@ class _Run:
         if method.stage(moment.index) == "pixel":
             self.calls["decoder"] += 1
             pixels, used = minimise(self.model.decode(estimate), lambda x, operator: operator(x), self.operator, self.y,
-                                    method.pixel, self.tolerance)  # fmt: skip
+                                    method.pixel, self.tolerance, pull=self.pull)  # fmt: skip
             self.iterations += used
             moment.consistent = self.model.encode(pixels)
         else:
@@ -253,7 +259,8 @@ class _Run:
             v = self.method.uncertainty(moment.abar, moment.moved)
             prior, tolerance = (self.sigma**2, torch.as_tensor(v, dtype=start.dtype, device=start.device)), 0.0
         forward = lambda z, operator: operator(self.model.decode(z))
-        z, used = minimise(start, forward, self.operator, self.y, adam, tolerance, prior)
+        pull = self.pull if self.model.plain else None
+        z, used = minimise(start, forward, self.operator, self.y, adam, tolerance, prior, pull=pull)
         self.iterations += used
         self.calls["decoder"] += 3 * int(used.max())
         return z

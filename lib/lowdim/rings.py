@@ -28,7 +28,7 @@ def ring(schedule: Schedule, modes: int = 8, std: float = 0.08, device="cpu") ->
 def plane_model(mixture: GaussianMixture) -> LatentDiffusion:
     """The mixture as a model whose images are its latents: decoders that differ from sample to sample are operators."""
     same = lambda z: z
-    return LatentDiffusion(same, same, mixture.noise, mixture.schedule, (2,), (2,), pixels=None)
+    return LatentDiffusion(same, same, mixture.noise, mixture.schedule, (2,), (2,), pixels=None, plain=True)
 
 
 class Instruments(Operator):
@@ -47,6 +47,13 @@ class Instruments(Operator):
     def __call__(self, z: Tensor) -> Tensor:
         x = torch.tanh(z[:, :1] * self.W[:, 0] + z[:, 1:] * self.W[:, 1])
         return (x * self.a).sum(1, keepdim=True) + (x * self.b).sum(1, keepdim=True).square() / 8
+
+    def pull(self, z: Tensor, error: Tensor) -> Tensor:
+        """The gradient of ``y . error`` in the latents, ``(samples, 2)``."""
+        x = torch.tanh(z[:, :1] * self.W[:, 0] + z[:, 1:] * self.W[:, 1])
+        inner = torch.addcmul(self.a, self.b, (x * self.b).sum(1, keepdim=True), value=0.25)
+        inner = inner.mul_(error).addcmul_(inner, x.square(), value=-1)
+        return (self.W * inner[:, None]).sum(2)
 
     def select(self, samples: Tensor) -> "Instruments":
         return Instruments(self.W[samples], self.a[samples], self.b[samples])

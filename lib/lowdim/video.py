@@ -5,13 +5,14 @@ two that are made from photographs of scikit-image and scikit-learn.
 """
 
 import math
-from importlib import resources, util
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
+from lowdim.data import shipped
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue (ITU-R BT.601, as in Pillow)
@@ -133,8 +134,8 @@ def _scikit_image(name: str) -> Path:
 
 
 def _scikit_learn(name: str) -> Path:
-    """A photograph that comes with scikit-learn; found without importing it, which takes longer than a clip does."""
-    return Path(util.find_spec("sklearn").submodule_search_locations[0]) / "datasets" / "images" / name
+    """A photograph that comes with scikit-learn."""
+    return shipped(f"images/{name}")
 
 
 def tiny(h: int = 25, w: int = 14, q: int = 24) -> np.ndarray:

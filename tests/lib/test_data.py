@@ -134,6 +134,26 @@ def test_all_addresses_are_https_with_checksums():
         assert int(checksum, 16)
 
 
+def test_what_ships_is_what_scikit_learn_loads():
+    from sklearn.datasets import load_digits, load_sample_image
+
+    images, labels = data.digit_images()
+    loaded = load_digits()
+    assert np.array_equal(images, loaded.images)
+    assert np.array_equal(labels, loaded.target)
+    grey = load_sample_image("china.jpg") @ np.array([0.299, 0.587, 0.114])
+    middle = grey[(427 - 64) // 2 : (427 - 64) // 2 + 64, (640 - 64) // 2 : (640 - 64) // 2 + 64]
+    np.testing.assert_allclose(data.photograph(64), middle - middle.mean(), atol=1e-9)
+
+
+def test_a_scikit_learn_that_is_missing_or_lacks_a_file_is_named(monkeypatch):
+    with pytest.raises(data.DataError, match=r"has no file data/nosuch\.csv"):
+        data.shipped("data/nosuch.csv")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(data.DataError, match="scikit-learn, which this data comes with, is not installed"):
+        data.digits()
+
+
 def test_digits_are_standardised_and_subsets_are_seeded(random):
     inputs, labels = data.digits()
     assert inputs.shape == (1797, 64)

@@ -218,3 +218,15 @@ def test_bad_input(model):
         run(replace(METHODS["proximal"], tolerance=0.1), sigma=0)
     with pytest.raises(ParameterError, match="rate must be a finite number > 0, got 0"):
         Adam(0)
+
+
+def test_an_operators_own_gradient_changes_nothing(random):
+    """Pixels are fitted with the adjoint; autograd gives the same."""
+    operator = gaussian_blur((1, 8, 8), 3, 1.0)
+    y = torch.randn(5, *operator.shape, generator=random)
+    start = torch.randn(5, 1, 8, 8, generator=random)
+    both = [
+        minimise(start, lambda x, op: op(x), operator, y, Adam(0.05, 25), 1e-3, pull=pull)[0]
+        for pull in (None, lambda x, op, error: op.pull(x, error))
+    ]
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)

@@ -77,6 +77,17 @@ def test_dark_version_swaps_ink_and_paper_and_restores():
     assert np.median(pixels) < 0.15
 
 
+def test_a_gallery_is_one_set_of_axes_with_all_pictures_and_words():
+    figure, axes = plots.plt.subplots()
+    small, wide = (np.eye(4), {"vmin": 0}), (np.ones((2, 5)), {})
+    image = plots.gallery(axes, [[small, wide], [wide, small]], ["left", "right"], ["up", "down"], [["", "a"], ["b", ""]])
+    assert len(axes.images) == 4
+    assert np.array_equal(image.get_array(), small[0])
+    assert {text.get_text() for text in axes.texts} == {"left", "right", "up", "down", "a", "b"}
+    assert {round(i.get_extent()[1] - i.get_extent()[0], 6) for i in axes.images} == {1.0}
+    plots.plt.close(figure)
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     files.write_atomically(path, b"old")

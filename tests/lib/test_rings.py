@@ -75,3 +75,11 @@ def test_bad_input(random):
         ring(SCHEDULE, modes=1)
     with pytest.raises(ParameterError, match="sigma must be a finite number > 0, got 0"):
         GridPosterior(ring(SCHEDULE), First(), torch.zeros(1, 1), 0, 10, random)
+
+
+def test_the_gradient_of_an_instrument_is_autograds(random):
+    instruments, _ = ambiguous_instruments(ring(SCHEDULE), 20, random)
+    z = torch.randn(20, 2, generator=random, dtype=torch.float64, requires_grad=True)
+    error = torch.randn(20, 1, generator=random, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(instruments(z), z, error)
+    torch.testing.assert_close(instruments.pull(z.detach(), error), expected, rtol=1e-12, atol=1e-12)
