@@ -17,6 +17,21 @@ from make_pdf import BROWSERS
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Who runs where, for ``--dist=loadgroup``: a file stays on one worker, but each chapter and each page is its own.
+
+    A notebook's cells and fixtures that are dear belong together; one file with all chapters would keep one core busy
+    while the others wait.
+    """
+    for item in items:
+        group = item.nodeid.split("::")[0]
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.path.name in ("test_rerun.py", "test_browser.py"):
+            group += f" {getattr(parameters.get('chapter'), 'slug', parameters.get('page', ''))}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def random():
     """A generator with a fixed seed, new for each test."""

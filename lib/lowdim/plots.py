@@ -123,7 +123,8 @@ def gallery(ax: Axes, rows, titles=(), names=(), notes=None, wide: float = 1.15)
     for i, row in enumerate(rows):
         for k, (picture, options) in enumerate(row):
             low = -i * tall
-            image = ax.imshow(np.asarray(picture), extent=(k * wide, k * wide + 1, low, low + 1), aspect="auto", **options)
+            box = (k * wide, k * wide + 1, low, low + 1)
+            image = ax.imshow(np.asarray(picture), extent=box, aspect="auto", **options)
             if notes and notes[i][k]:
                 ax.text(k * wide + 0.5, low - 0.05, notes[i][k], va="top", **small)
     for k, title in enumerate(titles):

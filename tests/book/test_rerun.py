@@ -34,7 +34,7 @@ def reader(folder, source):
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     """The library as it stands, built as pip builds it from a clone."""
     clone, target = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("wheel")

@@ -80,7 +80,8 @@ def test_dark_version_swaps_ink_and_paper_and_restores():
 def test_a_gallery_is_one_set_of_axes_with_all_pictures_and_words():
     figure, axes = plots.plt.subplots()
     small, wide = (np.eye(4), {"vmin": 0}), (np.ones((2, 5)), {})
-    image = plots.gallery(axes, [[small, wide], [wide, small]], ["left", "right"], ["up", "down"], [["", "a"], ["b", ""]])
+    rows, notes = [[small, wide], [wide, small]], [["", "a"], ["b", ""]]
+    image = plots.gallery(axes, rows, ["left", "right"], ["up", "down"], notes)
     assert len(axes.images) == 4
     assert np.array_equal(image.get_array(), small[0])
     assert {text.get_text() for text in axes.texts} == {"left", "right", "up", "down", "a", "b"}
