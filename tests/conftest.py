@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, the paths of the build, and a browser."""
 
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,23 +14,29 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book/_ext"))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 from make_pdf import BROWSERS
+from xdist.scheduler import LoadFileScheduling
 
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Who runs where, for ``--dist=loadgroup``: a file stays on one worker, but each chapter and each page is its own.
+UNITS = {"tests/book/test_rerun.py": r"\[.+\]", "tests/book/test_browser.py": r"[\w/-]+\.html"}
 
-    A notebook's cells and fixtures that are dear belong together; one file with all chapters would keep one core busy
-    while the others wait.
+
+class _Units(LoadFileScheduling):
+    """A file stays on one worker, but each chapter's rerun and each page in the browser is a unit of its own.
+
+    A notebook's cells and dear fixtures belong together; a single file with all chapters would keep one core busy while
+    the others wait.
     """
-    for item in items:
-        group = item.nodeid.split("::")[0]
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if item.path.name in ("test_rerun.py", "test_browser.py"):
-            group += f" {getattr(parameters.get('chapter'), 'slug', parameters.get('page', ''))}"
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        found = re.search(UNITS.get(file, "$"), nodeid)
+        return f"{file} {found.group()}"
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _Units(config, log)
 
 
 @pytest.fixture
