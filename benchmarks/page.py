@@ -1,6 +1,6 @@
 """How soon a reader sees a chapter: largest contentful paint in headless Chromium, processor slowed down four times.
 
-python benchmarks/page.py      after `make book`; prints a table and the size of the site
+python benchmarks/page.py [SLUG ...]      after `make book`; prints a table and the size of the site
 """
 
 import functools
@@ -34,7 +34,8 @@ def paints(browser, address: str) -> list[float]:
         context = browser.new_context(viewport={"width": 1280, "height": 900})
         page = context.new_page()
         context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
-        page.goto(address, wait_until="load", timeout=120_000)
+        if not page.goto(address, wait_until="load", timeout=120_000).ok:
+            sys.exit(f"{address} is not in the site: run `make book` first.")
         page.wait_for_timeout(1000)
         seconds.append(page.evaluate(PAINT) / 1000)
         context.close()
@@ -49,7 +50,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         path = next(filter(None, map(shutil.which, BROWSERS)), None)
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        for chapter in all_chapters():
+        for chapter in (c for c in all_chapters() if not sys.argv[1:] or c.slug in sys.argv[1:]):
             seconds = paints(browser, f"http://127.0.0.1:{server.server_port}/{chapter.docname}.html")
             median = statistics.median(seconds)
             verdict = "met" if median <= TARGET_S else "NOT MET"

@@ -1,4 +1,6 @@
-"""A content-security policy for every page: it loads from its own site only, and runs the scripts it was built with.
+"""What every page gets at the end: scripts that wait for the text, and a content-security policy.
+
+The policy: a page loads from its own site only, and runs the scripts it was built with.
 
 Inline scripts are allowed by their hashes, which are computed from the finished pages; so whatever the theme or a
 figure puts into a page works, and nothing that gets in later does. Styles may be inline, since MathJax and plotly
@@ -14,6 +16,8 @@ from pathlib import Path
 INLINE = re.compile(r"<script(?![^>]*\bsrc=)([^>]*)>(.*?)</script>", re.S | re.I)
 HANDLER = re.compile(r"<[^>]*?\son\w+=(?:\"([^\"]*)\"|'([^']*)')", re.I)
 META = re.compile(r'\n?<meta http-equiv="Content-Security-Policy" content="([^"]*)" ?/?>', re.I)
+# Scripts that would hold up the first paint; inline ones read documentation_options.js, so that one stays.
+HASTY = re.compile(r'<script((?![^>]*\b(?:defer|async)\b)[^>]*\bsrc="(?![^"]*documentation_options)[^"]+"[^>]*)>', re.I)
 RULES = {
     "default-src": "'self'",
     "img-src": "'self' data: blob:",  # still images are part of the page; plotly draws through blobs
@@ -40,6 +44,11 @@ def policy(page: str) -> str:
     return "; ".join(f"{name} {value}" for name, value in ({"script-src": scripts} | RULES).items())
 
 
+def patient(page: str) -> str:
+    """The page with its script files put off until it is parsed; they keep their order."""
+    return HASTY.sub(r"<script defer\1>", page)
+
+
 def protected(page: str) -> str:
     """The page with its policy, which comes before anything that it governs."""
     page = META.sub("", page)
@@ -57,7 +66,7 @@ def protect_pages(app, failed):
     for path in Path(app.outdir).rglob("*.html"):
         if not {"_static", "_data"} & set(path.relative_to(app.outdir).parts):
             text = path.read_text()
-            if (new := protected(text)) != text:
+            if (new := protected(patient(text))) != text:
                 path.write_text(new)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -61,8 +62,12 @@ def parallel(function, jobs, workers: int = 2) -> list:
 
 @ok.takes(device=ok.kind(torch.device, "a torch.device"))
 def device_name(device: torch.device) -> str:
-    """The device in words, as printed on a page: ``"CPU (x86_64)"`` or the GPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+    """The device in words, as printed on a page: ``"CPU (AMD EPYC, x86_64)"`` or the GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    listed = Path("/proc/cpuinfo")  # where it is missing, the architecture has to do
+    found = re.search(r"^model name\s*: *(.+?) *$", listed.read_text(), re.M) if listed.exists() else None
+    return f"CPU ({found[1] + ', ' if found else ''}{platform.machine()})"
 
 
 @ok.takes(device=ok.kind(torch.device, "a torch.device"))

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from chapters import ROOT, all_chapters
 from check_site import problems
-from policy import protected
+from policy import patient, protected
 
 SITE = ROOT / "_build/html"
 CHAPTERS = all_chapters()
@@ -40,6 +40,30 @@ def test_the_checker_finds(words, markup, tmp_path):
     assert problems(tmp_path) == []
     (tmp_path / "a.html").write_text(PAGE.format(markup))
     assert any(words in problem for problem in problems(tmp_path))
+
+
+SCRIPTS = {
+    '<script src="a.js?v=1"></script>': '<script defer src="a.js?v=1"></script>',
+    '<script data-x="1" src="a.js"></script>': '<script defer data-x="1" src="a.js"></script>',
+    '<script src="../documentation_options.js?v=1"></script>': None,  # inline scripts read it
+    '<script async src="a.js"></script>': None,
+    '<script defer="defer" src="a.js"></script>': None,
+    "<script>let a = 1;</script>": None,
+}
+
+
+@pytest.mark.parametrize(("before", "after"), SCRIPTS.items())
+def test_script_files_wait_for_the_text(before, after):
+    assert patient(before) == (after or before)
+
+
+@each_chapter
+def test_no_script_file_holds_up_a_chapter(chapter):
+    text = (SITE / f"{chapter.docname}.html").read_text()
+    waiting = re.findall(r"<script\b[^>]*\bsrc=[^>]*>", text)
+    assert len(waiting) > 10
+    hasty = [tag for tag in waiting if not re.search(r"\b(defer|async)\b", tag)]
+    assert all("documentation_options.js" in tag for tag in hasty)
 
 
 def test_an_empty_site_is_a_problem(tmp_path):
