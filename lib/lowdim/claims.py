@@ -72,11 +72,16 @@ class Claims:
     ``measured`` always has the seeds on its first axis; a number without seeds counts as one. A claim is reproduced
     only if *every* seed satisfies it. Where the paper shows one run of something that scatters, or claims something of
     the typical run, ``judged="median"`` asks it of the median over the seeds, and the table says so.
+
+    Args:
+        slug: the chapter's.
+        elsewhere: where a run has other settings than the references, what a comparison would need: rows of the
+            origins ``"independent"`` and ``"code"`` are not attempted then, and say so. Empty where settings agree.
     """
 
-    @ok.takes(slug=_identifier)
-    def __init__(self, slug: str):
-        self.slug = slug
+    @ok.takes(slug=_identifier, elsewhere=ok.text)
+    def __init__(self, slug: str, elsewhere: str = ""):
+        self.slug, self.elsewhere = slug, elsewhere
         self.rows: list[Claim] = []
 
     @ok.takes(
@@ -175,6 +180,9 @@ class Claims:
     def _add(self, id, statement, source, kind, expected, origin, seen, tolerance, reason, fine, *,
              note="", n_seeds=None, figures=(), shown=None):  # fmt: skip
         choice("origin", origin, tuple(ORIGINS))
+        if self.elsewhere and origin in ("independent", "code"):
+            self.not_attempted(id, statement, source=source, needs=self.elsewhere)
+            return
         if not np.all(np.isfinite(seen)):
             fine = False
         if not fine and not note:

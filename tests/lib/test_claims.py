@@ -76,6 +76,15 @@ def test_rows_carry_median_spread_and_runs():
     assert row["tolerance"] == "± 0.5: for the test"
 
 
+def test_a_run_with_other_settings_is_not_judged_by_numbers_measured_elsewhere():
+    claims = Claims("slug", elsewhere="The settings of the reference.")
+    for origin in ("paper", "derived", "independent", "code"):
+        claims.bound(origin, "Small.", source="S", origin=origin, measured=[0.5], below=1.0)
+    verdicts = {row["id"]: (row["verdict"], row["note"]) for row in claims.as_dicts()}
+    assert verdicts["paper"][0] == verdicts["derived"][0] == "reproduced"
+    assert verdicts["independent"] == verdicts["code"] == ("not attempted", "The settings of the reference.")
+
+
 def test_not_attempted_says_what_it_needs():
     claims = Claims("chapter")
     claims.not_attempted("x", "Something large happens.", source="Table 1", needs="A cluster of many GPUs for a week.")
