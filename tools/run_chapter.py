@@ -136,7 +136,7 @@ def main() -> int:
     key = chapter.key() if knobs == {"profile": options.profile} else f"knobs {json.dumps(knobs)}"
     for polite in (signal.SIGTERM, signal.SIGINT):
         signal.signal(polite, stop_tidily)
-    started = time.time()
+    started = time.monotonic()
     try:
         with workplace(out) as work:
             results = run(chapter, knobs, work, out, key, options)
@@ -153,7 +153,7 @@ def main() -> int:
         print(f"cannot write to the output folder {options.out or out}: {error.strerror}.", file=sys.stderr)
         return 2
     words = ", ".join(f"{number} {verdict}" for verdict, number in verdict_counts(results).items())
-    print(f"{chapter.slug}: {time.time() - started:.1f} s, {results['peak_memory_mb']} MB, {words}")
+    print(f"{chapter.slug}: {time.monotonic() - started:.1f} s, {results['peak_memory_mb']} MB, {words}")
     return 0
 
 

@@ -142,6 +142,20 @@ def kind(types, words: str) -> Rule:
     return check
 
 
+def several(types, words: str, at_least: int = 1) -> Rule:
+    """A list of instances of a type, such as ``several(nn.Module, "modules")``."""
+
+    def check(name, value, known):
+        if not isinstance(value, list | tuple) or len(value) < at_least:
+            got = f"{len(value)} of them" if isinstance(value, list | tuple) else brief(value)
+            raise ParameterError(f"{name} must be a list of at least {at_least} {words}, got {got}.")
+        for i, entry in enumerate(value):
+            if not isinstance(entry, types):
+                raise ParameterError(f"{name}[{i}] must be one of {words}, got {brief(entry)}.")
+
+    return check
+
+
 flag = kind(bool, "True or False")
 text = kind(str, "a text")
 
@@ -160,6 +174,14 @@ def generator(name: str, value, known: dict) -> None:
         raise ParameterError(
             f"{name} must be a torch.Generator, as lowdim.runtime.generator makes, got {brief(value)}."
         )
+
+
+def generators(name: str, value, known: dict) -> None:
+    """One ``torch.Generator``, or a list with one for each sample."""
+    if not isinstance(value, list | tuple) or not value:
+        return generator(name, value, known)
+    for i, entry in enumerate(value):
+        generator(f"{name}[{i}]", entry, known)
 
 
 def has(*attributes: str) -> Rule:
@@ -184,8 +206,9 @@ def tensor(*shapes: str, finite: bool = True, floating: bool = True, empty: bool
         empty: allow tensors without entries.
         limits: ``above``, ``at_least``, ``below``, ``at_most`` for every entry.
     """
-    patterns = [shape.split() for shape in shapes]
-    words = " or ".join(_shape_words(pattern) for pattern in patterns)
+    patterns = [_pattern(shape) for shape in shapes]
+    words = " or ".join(_shape_words(shape.split()) for shape in shapes)
+    look = finite or bool(limits)
 
     def check(name, value, known):
         import torch
@@ -197,15 +220,15 @@ def tensor(*shapes: str, finite: bool = True, floating: bool = True, empty: bool
         shape = tuple(value.shape)
         bound = next((b for p in patterns if (b := _bound(p, shape, known)) is not None), None)
         if patterns and bound is None:
-            used = {part for pattern in patterns for part in pattern} & known.keys()
+            used = {part for head, tail, _ in patterns for part in head + tail} & known.keys()
             fixed = " with " * bool(used) + " and ".join(f"{part} = {known[part]}" for part in sorted(used))
             raise ParameterError(f"{name} must be {words}{fixed}, got {shape}.")
         known.update(bound or {})
-        if not value.numel():
+        if 0 in shape:
             if not empty:
                 raise ParameterError(f"{name} must have at least one entry, got {shape}.")
             return
-        if value.dtype != torch.bool:
+        if look and value.dtype != torch.bool:
             _entries(name, torch.view_as_real(value) if value.is_complex() else value, finite, limits)
 
     return check
@@ -260,7 +283,7 @@ def array(shape: str, finite: bool = True) -> Rule:
             value = value if hasattr(value, "shape") else np.asarray(value, float)
         except (TypeError, ValueError) as error:
             raise ParameterError(f"{name} must be an array of numbers {words}, got {brief(value)}.") from error
-        if (bound := _bound(shape.split(), tuple(value.shape), known)) is None:
+        if (bound := _bound(_pattern(shape), tuple(value.shape), known)) is None:
             fixed = "".join(f", {part} = {known[part]}" for part in shape.split() if part in known)
             raise ParameterError(f"{name} must be an array {words}{fixed}, got {tuple(value.shape)}.")
         known.update(bound)
@@ -346,16 +369,23 @@ def _entries(name: str, value, finite: bool, limits: dict) -> None:
             number(f"every entry of {name}" if value.numel() > 1 else name, entry, **limits)
 
 
-def _bound(pattern: list[str], shape: tuple, known: dict) -> dict | None:
+def _pattern(shape: str) -> tuple[list, list, bool]:
+    """The parts before and after ``...``, and whether it is there."""
+    parts = [int(part) if part.isdigit() else part for part in shape.split()]
+    at = parts.index("...") if "..." in parts else len(parts)
+    return parts[:at], parts[at + 1 :], at < len(parts)
+
+
+def _bound(pattern: tuple[list, list, bool], shape: tuple, known: dict) -> dict | None:
     """The sizes that names stand for when a shape follows the pattern; ``None`` when it does not."""
-    at = pattern.index("...") if "..." in pattern else len(pattern)
-    head, tail = pattern[:at], pattern[at + 1 :]
-    if len(shape) < len(head + tail) or (len(shape) > len(head + tail) and "..." not in pattern):
+    head, tail, more = pattern
+    rest = len(shape) - len(head) - len(tail)
+    if rest < 0 or (rest and not more):
         return None
     bound = {}
-    ends = [*zip(head, shape, strict=False), *zip(tail, shape[len(shape) - len(tail) :], strict=True)]
-    for part, size in ends:
-        if size != (int(part) if part.isdigit() else bound.setdefault(part, known.get(part, size))):
+    for part, size in zip(head + tail, shape[: len(head)] + shape[len(head) + rest :], strict=True):
+        wanted = part if isinstance(part, int) else bound.setdefault(part, known.get(part, size))
+        if size != wanted:
             return None
     return bound
 

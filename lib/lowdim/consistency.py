@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, choice, integer, number
 from lowdim.operators import Operator
 
 Setting = float | Tensor  # one number for all samples, or ``(samples,)``
+STATE = ok.tensor(finite=False)  # entries are not looked at: these functions are called in every step
+SHARE = ok.real(above=0, at_most=1)
 
 
 def setting(name: str, value: Setting, **limits) -> Setting:
@@ -32,6 +35,7 @@ def setting(name: str, value: Setting, **limits) -> Setting:
     return value
 
 
+@ok.takes(like=ok.tensor("samples ...", finite=False))
 def per_sample(value: Setting, like: Tensor) -> Setting:
     """The setting, shaped to multiply ``like`` ``(samples, ...)``.
 
@@ -40,11 +44,13 @@ def per_sample(value: Setting, like: Tensor) -> Setting:
     """
     if not isinstance(value, Tensor):
         return value
-    if len(value) != len(like):
-        raise ParameterError(f"a setting a sample must have {len(like)} entries, one for each, got {len(value)}.")
+    if value.ndim != 1 or len(value) != len(like):
+        got = len(value) if value.ndim == 1 else tuple(value.shape)
+        raise ParameterError(f"the value of a setting a sample must have {len(like)} entries, one for each, got {got}.")
     return value.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
+@ok.takes(abar=ok.real(above=0, below=1), before=SHARE, gamma=ok.values(finite=False))
 def resampling_variance(abar: float, before: float, gamma: Setting, formula: str = "code") -> Setting:
     """``sigma_t^2`` at the level ``before`` that a step from ``abar`` reached: smaller trusts the DDIM iterate more.
 
@@ -53,9 +59,12 @@ def resampling_variance(abar: float, before: float, gamma: Setting, formula: str
             by ``abar`` instead of ``1 - abar``.
     """
     choice("formula", formula, ("code", "paper"))
+    if before < abar:
+        raise ParameterError(f"before must be at least abar = {abar:g}, the step goes to less noise, got {before!r}.")
     return gamma * (1 - before) / (1 - abar if formula == "code" else abar) * (1 - abar / before)
 
 
+@ok.takes(clean=STATE, z=STATE, abar=SHARE, variance=ok.values(finite=False))
 def resampling_moments(clean: Tensor, z: Tensor, abar: float, variance) -> tuple[Tensor, Tensor]:
     """Mean and variance of stochastic resampling: the product of two Gaussians (ReSample, proposition on resampling).
 
@@ -69,6 +78,7 @@ def resampling_moments(clean: Tensor, z: Tensor, abar: float, variance) -> tuple
     return (variance * abar**0.5 * clean + (1 - abar) * z) / total, variance * (1 - abar) / total
 
 
+@ok.takes(clean=STATE, z=STATE, abar=SHARE, variance=ok.values(finite=False), fresh=STATE)
 def resample(clean: Tensor, z: Tensor, abar: float, variance, fresh: Tensor) -> Tensor:
     """Stochastic resampling: a sample of ``resampling_moments``, from standard normal numbers ``fresh``."""
     mean, variance = resampling_moments(clean, z, abar, variance)
@@ -91,6 +101,16 @@ def rms(error: Tensor) -> Tensor:
     return error.flatten(1).square().mean(1).sqrt()
 
 
+@ok.takes(
+    start=ok.tensor("samples ...", finite=False),
+    forward=ok.function,
+    operator=ok.kind(Operator, "an Operator"),
+    y=ok.tensor("samples ...", finite=False),
+    adam=ok.kind(Adam, "an Adam"),
+    tolerance=lambda name, value, known: setting(name, value, at_least=0),
+    prior=ok.optional(ok.kind(tuple, "a pair (sigma^2, v)")),
+    check=ok.count(),
+)
 def minimise(
     start: Tensor,
     forward: Callable[[Tensor, Operator], Tensor],
@@ -115,6 +135,8 @@ def minimise(
     Returns:
         The minimiser and the iterations each sample took, ``(samples,)``.
     """
+    if isinstance(tolerance, Tensor) and len(tolerance) != len(start):
+        raise ParameterError(f"tolerance must be one number or one for each of {len(start)}, got {len(tolerance)}.")
     done, used = start.clone(), torch.zeros(len(start), dtype=torch.long, device=start.device)
     alive = torch.arange(len(start), device=start.device)
     x, first, second, centre = start.clone(), torch.zeros_like(start), torch.zeros_like(start), start

@@ -7,15 +7,18 @@ each, in one batch of ``runs = sets * fits``.
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
-from lowdim.predictors import HINGE_WIDTH, WEIGHTS, Fit, check_data, check_penalty, hinge_width, loss_terms
+from lowdim.predictors import DATA, HINGE_WIDTH, WEIGHTS, Fit, check_data, check_penalty, hinge_width, loss_terms
 from lowdim.tensors import CP, LETTERS, khatri_rao
 
+FIT = dict(**DATA, starts=ok.tensors("sets fits size rank"), penalty=ok.values(at_least=0))
 PIECE_BYTES = 1 << 24  # features of more sets than this are worked on piece by piece
 WARM = 3  # sweeps over single factors before all are moved at once
 START, BOOST, EASE = 0.03, 6.0, 0.3  # damping: first, after a step that was refused, and after a good one
 
 
+@ok.takes(shape=ok.sizes(2))
 def check_rank(rank: int, shape) -> int:
     """A CP rank between 1 and the largest that can be needed, the product of all dimensions but the largest.
 
@@ -25,6 +28,13 @@ def check_rank(rank: int, shape) -> int:
     return integer("rank", rank, at_least=1, at_most=int(torch.tensor(tuple(shape)).prod()) // max(shape))
 
 
+@ok.takes(
+    shape=ok.sizes(2),
+    sets=ok.count(),
+    fits=ok.count(),
+    generator=ok.generator,
+    dtype=ok.one_of(torch.float64, torch.float32),
+)
 def random_starts(
     shape, rank: int, sets: int, fits: int, generator: torch.Generator, dtype=torch.float64
 ) -> list[Tensor]:
@@ -41,7 +51,10 @@ class CPTrainer:
     A step that does not lower the objective is refused, and damping grows, for each fit by itself.
     """
 
+    @ok.takes(**DATA, starts=ok.tensors("sets fits size rank", finite=False), penalty=ok.values(at_least=0))
     def __init__(self, inputs: Tensor, labels: Tensor, starts: list[Tensor], loss: str, penalty):
+        if [b.shape[2] for b in starts] != list(inputs.shape[2:]):
+            raise ParameterError(f"starts must be one for each mode of {tuple(inputs.shape[2:])}, got {len(starts)}.")
         sets, fits = starts[0].shape[:2]
         self.sets, self.fits, self.n, self.shape = sets, fits, inputs.shape[1], tuple(inputs.shape[2:])
         self.order, self.rank = len(self.shape), starts[0].shape[-1]
@@ -152,6 +165,7 @@ class CPTrainer:
         self.sets, self._ahead = len(keep), None
 
 
+@ok.takes(**FIT)
 def fit_cp(
     inputs: Tensor, labels: Tensor, starts: list[Tensor], loss: str = "logistic", penalty=0.01, *, steps: int = 300,
     tol: float = 1e-6,
@@ -182,6 +196,7 @@ def fit_cp(
     return _run(inputs, labels, starts, loss, penalty, advance, steps)
 
 
+@ok.takes(tol=ok.real(at_least=0), balanced=ok.flag, **FIT)
 def fit_alternating(
     inputs: Tensor, labels: Tensor, starts: list[Tensor], loss: str = "logistic", penalty=1.0, *, sweeps: int = 200,
     tol: float = 1e-6, inner: int = 10, balanced: bool = True,

@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 
 Generators = torch.Generator | Sequence[torch.Generator]
+STATE = ok.tensor("samples ...", finite=False)  # entries are not looked at: these functions are called in every step
+ABAR = ok.real(above=0, at_most=1)
 
 
+@ok.takes(like=STATE, random=ok.generators)
 def normal(like: Tensor, random: Generators) -> Tensor:
     """Standard normal numbers with the shape, dtype and device of ``like`` ``(samples, ...)``.
 
@@ -45,9 +49,13 @@ class Schedule:
     abar: Tensor
 
     def __post_init__(self):
+        ok.tensor()("abar", self.abar, {})
         fine = self.abar.ndim == 1 and len(self.abar) > 1 and bool(((self.abar > 0) & (self.abar < 1)).all())
         if not fine or bool((self.abar.diff() >= 0).any()):
-            raise ParameterError("abar must be a list of numbers between 0 and 1 that fall from each to the next.")
+            shown = ok.brief(self.abar if self.abar.ndim != 1 else self.abar.tolist())
+            raise ParameterError(
+                f"abar must be a list of numbers between 0 and 1 that fall from each to the next, got {shown}."
+            )
 
     @classmethod
     def scaled_linear(cls, first: float = 0.0015, last: float = 0.0195, times: int = 1000) -> "Schedule":
@@ -83,33 +91,46 @@ class Levels:
         return len(self.times)
 
 
+@ok.takes(clean=ok.tensor(finite=False), abar=ok.values(finite=False), noise=ok.tensor(finite=False))
 def add_noise(clean: Tensor, abar, noise: Tensor) -> Tensor:
     """``z_t`` for a clean sample; ``abar`` is a number or a tensor ``(samples, 1, ...)``."""
     abar = torch.as_tensor(abar, dtype=clean.dtype, device=clean.device)
     return abar.sqrt() * clean + (1 - abar).sqrt() * noise
 
 
+@ok.takes(z=ok.tensor(finite=False), noise=ok.tensor(finite=False), abar=ABAR)
 def tweedie(z: Tensor, noise: Tensor, abar: float) -> Tensor:
     """The mean of ``z_0`` given ``z_t``, from the predicted noise: ``(z - sqrt(1 - abar) eps) / sqrt(abar)``."""
     return (z - (1 - abar) ** 0.5 * noise) / abar**0.5
 
 
+@ok.takes(hessian=ok.tensor("... d d", finite=False), abar=ABAR)
 def tweedie_covariance(hessian: Tensor, abar: float) -> Tensor:
     """Covariance of ``z_0`` given ``z_t`` from the Hessian of ``log p_t``, ``(samples, d, d)`` (Theorem 2)."""
     eye = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
     return (1 - abar) ** 2 / abar * hessian + (1 - abar) / abar * eye
 
 
+@ok.takes(
+    clean=ok.tensor(finite=False),
+    noise=ok.tensor(finite=False),
+    abar=ABAR,
+    fresh=ok.optional(ok.tensor(finite=False)),
+    delta=ok.real(at_least=0),
+)
 def ddim(clean: Tensor, noise: Tensor, abar: float, fresh: Tensor | None = None, delta: float = 0.0) -> Tensor:
     """One DDIM step to the level ``abar`` from the estimate of ``z_0`` and the predicted noise.
 
     Args:
         fresh, delta: new noise and its standard deviation; none by default.
     """
+    if abar + delta**2 > 1:
+        raise ParameterError(f"delta must be at most sqrt(1 - abar) = {(1 - abar) ** 0.5:g}, got {delta!r}.")
     moved = abar**0.5 * clean + (1 - abar - delta**2) ** 0.5 * noise
     return moved if fresh is None else moved + delta * fresh
 
 
+@ok.takes(images=ok.tensor("samples ...", finite=False), shape=ok.sizes(1))
 def check_images(images: Tensor, shape: tuple[int, ...], pixels: tuple[float, float] | None) -> Tensor:
     """The images, if they are ``(samples, *shape)`` with values in the range ``pixels`` (None for any).
 
@@ -148,6 +169,16 @@ class LatentDiffusion:
     pixels: tuple[float, float] | None = (-1.0, 1.0)
     plain: bool = False
 
+    def __post_init__(self):
+        for name in ("encode", "decode", "noise"):
+            ok.function(name, getattr(self, name), {})
+        ok.kind(Schedule, "a Schedule")("schedule", self.schedule, {})
+        ok.sizes(1)("latent_shape", self.latent_shape, {}), ok.sizes(1)("image_shape", self.image_shape, {})
+        if self.pixels is not None and (
+            len(ok.numbers("pixels", self.pixels)) != 2 or self.pixels[0] >= self.pixels[1]
+        ):
+            raise ParameterError(f"pixels must be the smallest and the largest value, got {self.pixels!r}.")
+
     def check_images(self, images: Tensor) -> Tensor:
         """The images, if their size and range are those of the model.
 
@@ -156,9 +187,17 @@ class LatentDiffusion:
         """
         return check_images(images, self.image_shape, self.pixels)
 
+    @ok.takes(start=STATE)
     @torch.no_grad()
     def sample(self, start: Tensor, steps: int) -> Tensor:
-        """Latents by DDIM from pure noise ``start`` ``(samples, *latent_shape)``."""
+        """Latents by DDIM from pure noise ``start`` ``(samples, *latent_shape)``.
+
+        Raises:
+            ParameterError: a start of another shape, or more steps than the schedule has times.
+        """
+        if tuple(start.shape[1:]) != tuple(self.latent_shape):
+            shape = ", ".join(map(str, self.latent_shape))
+            raise ParameterError(f"start must be (samples, {shape}), got {tuple(start.shape)}.")
         z, levels = start, self.schedule.levels(steps)
         for i in reversed(range(steps)):
             noise = self.noise(z, int(levels.times[i]))
@@ -166,6 +205,12 @@ class LatentDiffusion:
         return z
 
 
+@ok.takes(
+    model=ok.kind(LatentDiffusion, "a LatentDiffusion"),
+    latents=ok.tensor("samples ..."),
+    random=ok.generators,
+    points=ok.count(2),
+)
 def mean_uncertainty(model: LatentDiffusion, latents: Tensor, random: torch.Generator, points: int = 20) -> Callable:
     """``v_t`` of a trained model: the mean square error a dimension of its estimates of ``latents``, between levels.
 
@@ -196,6 +241,12 @@ class GaussianMixture:
         ParameterError: shapes that do not fit, a weight that is not positive, or a covariance that is not positive.
     """
 
+    @ok.takes(
+        weights=ok.tensor(),
+        means=ok.tensor("modes d"),
+        covariances=ok.tensor(),
+        schedule=ok.kind(Schedule, "a Schedule"),
+    )
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, schedule: Schedule):
         modes, d = means.shape
         if weights.shape != (modes,) or covariances.shape != (modes, d, d):
@@ -205,7 +256,10 @@ class GaussianMixture:
             )
         self.spread, self.axes = torch.linalg.eigh(covariances)  # (modes, d), (modes, d, d)
         if bool((weights <= 0).any()) or bool((self.spread <= 0).any()):
-            raise ParameterError("weights and the eigenvalues of all covariances must be positive.")
+            least = f"{float(weights.min())!r} and {float(self.spread.min())!r}"
+            raise ParameterError(
+                f"weights and the eigenvalues of all covariances must be positive, got smallest ones of {least}."
+            )
         self.weights, self.means, self.schedule = weights / weights.sum(), means, schedule
 
     def _along(self, z: Tensor, abar: float) -> tuple[Tensor, Tensor]:
@@ -255,6 +309,7 @@ class GaussianMixture:
         apart = means - mean[:, None]
         return mean, torch.einsum("nm,mij->nij", share, inside) + torch.einsum("nm,nmi,nmj->nij", share, apart, apart)
 
+    @ok.takes(count=ok.count(), random=ok.generator)
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         """Clean samples ``(count, d)``."""
         mode = torch.multinomial(self.weights, count, replacement=True, generator=random)

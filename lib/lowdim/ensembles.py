@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 
 
@@ -28,6 +29,14 @@ class Ensemble:
         ParameterError: no model, or models that differ in their parameters.
     """
 
+    @ok.takes(
+        models=ok.several(nn.Module, "modules"),
+        loss=ok.function,
+        decay=ok.real(at_least=0),
+        clip=ok.optional(ok.real(above=0)),
+        undecayed=ok.several(str, "texts", at_least=0),
+        betas=ok.several((int, float), "numbers", at_least=2),
+    )
     def __init__(
         self, models: Sequence[nn.Module], loss: Callable, steps: int, lr: float, *, warmup=0.1, decay=0.01, clip=1.0,
         undecayed=("gains",), betas=(0.9, 0.99),
@@ -35,7 +44,8 @@ class Ensemble:
         shapes = [{name: p.shape for name, p in model.named_parameters()} for model in models]
         if not shapes or any(s != shapes[0] for s in shapes):
             raise ParameterError(
-                f"an ensemble needs models with the same parameters, got {len(shapes)} that differ or none."
+                "models must be alike, an ensemble needs models with the same parameters, "
+                f"got {len(shapes)} that differ."
             )
         self.steps, self.lr = integer("steps", steps, at_least=1), number("lr", lr, above=0)
         self.warmup, self.clip, self.taken = number("warmup", warmup, at_least=0, at_most=1), clip, 0

@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 from lowdim.diffusion import LatentDiffusion, Schedule, add_noise, check_images
+
+MODEL = ok.kind(nn.Module, "a module")
+FIT = dict(random=ok.generator, steps=ok.count(), batch=ok.count(), rate=ok.real(above=0))
 
 
 def embedding(times: Tensor, size: int, longest: float = 1000.0) -> Tensor:
@@ -24,6 +28,7 @@ def embedding(times: Tensor, size: int, longest: float = 1000.0) -> Tensor:
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with SiLU between them."""
+    ok.sizes(2)("sizes", sizes, {})
     layers = []
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.SiLU()]
@@ -39,6 +44,7 @@ class Autoencoder(nn.Module):
         width: of the two hidden layers on each side.
     """
 
+    @ok.takes(image_shape=ok.sizes(1), latent=ok.count(), width=ok.count())
     def __init__(self, image_shape: tuple[int, ...], latent: int, width: int):
         super().__init__()
         self.image_shape, pixels = tuple(image_shape), int(torch.tensor(image_shape).prod())
@@ -56,6 +62,7 @@ class Autoencoder(nn.Module):
 class ConvAutoencoder(nn.Module):
     """The same for larger images: two strided convolutions down, two up, a latent picture a quarter of the side."""
 
+    @ok.takes(channels=ok.count(), latent_channels=ok.count(), width=ok.count())
     def __init__(self, channels: int, latent_channels: int, width: int):
         super().__init__()
         down, up = dict(kernel_size=4, stride=2, padding=1), dict(scale_factor=2)
@@ -81,6 +88,7 @@ class ResidualMLP(nn.Module):
         width, blocks: of the residual stream.
     """
 
+    @ok.takes(latent=ok.count(), width=ok.count(), blocks=ok.count())
     def __init__(self, latent: int, width: int = 256, blocks: int = 4):
         super().__init__()
         self.inward, self.outward = nn.Linear(latent, width), nn.Linear(width, latent)
@@ -120,6 +128,7 @@ class UNet(nn.Module):
         levels: the side must be divisible by ``2^(levels - 1)``.
     """
 
+    @ok.takes(channels=ok.count())
     def __init__(self, channels: int, width: int = 32, levels: int = 3):
         super().__init__()
         integer("levels", levels, at_least=1)
@@ -145,6 +154,7 @@ class UNet(nn.Module):
         return self.outward(h)
 
 
+@ok.takes(model=MODEL, random=ok.generator)
 def initialise(model: nn.Module, random: torch.Generator) -> nn.Module:
     """Draw all weights from a generator (uniform, variance 1/(3 fan-in); biases zero): no global seed counts."""
     for module in model.modules():
@@ -184,6 +194,13 @@ def _fit(model: nn.Module, loss: Callable, samples: int, steps: int, batch: int,
         p.grad = None
 
 
+@ok.takes(
+    model=ok.has("encode", "decode", "image_shape"),
+    noise=ok.real(at_least=0),
+    penalty=ok.real(at_least=0),
+    images=ok.tensor("samples ...", finite=False),
+    **FIT,
+)
 def train_autoencoder(model: Autoencoder, images: Tensor, random: torch.Generator, steps: int = 1500, batch: int = 128,
                       rate: float = 2e-3, noise: float = 0.1, penalty: float = 1e-3) -> Autoencoder:  # fmt: skip
     """Reconstruct ``images`` ``(samples, *image_shape)`` through noisy latents; standardise the latents at the end.
@@ -210,6 +227,7 @@ def train_autoencoder(model: Autoencoder, images: Tensor, random: torch.Generato
     return model
 
 
+@ok.takes(model=MODEL, latents=ok.tensor("samples ..."), schedule=ok.kind(Schedule, "a Schedule"), **FIT)
 def train_denoiser(model: nn.Module, latents: Tensor, schedule: Schedule, random: torch.Generator, steps: int = 2000,
                    batch: int = 128, rate: float = 1e-3) -> nn.Module:  # fmt: skip
     """Learn to predict the noise on ``latents`` at random times; ``model(z, times)``."""
@@ -227,6 +245,9 @@ def train_denoiser(model: nn.Module, latents: Tensor, schedule: Schedule, random
     return model
 
 
+@ok.takes(
+    autoencoder=ok.has("encode", "decode"), denoiser=ok.function, latent_shape=ok.sizes(1), image_shape=ok.sizes(1)
+)
 def latent_diffusion(
     autoencoder: nn.Module, denoiser: nn.Module, schedule: Schedule, latent_shape, image_shape
 ) -> LatentDiffusion:
@@ -237,6 +258,7 @@ def latent_diffusion(
     )
 
 
+@ok.takes(forward=ok.function, parameters=ok.kind(Iterable, "tensors"))
 def kept_for_gradient(forward: Callable[[], Tensor], parameters: Iterable[Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass of ``forward``, beside the parameters: a count, not a timing."""
     owned, kept = {p.untyped_storage().data_ptr() for p in parameters}, {}

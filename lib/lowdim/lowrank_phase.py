@@ -7,13 +7,15 @@ corrected as in ``lowdim.phase_retrieval``; ``published=True`` switches to what 
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import integer
 from lowdim.measurements import check_magnitudes
-from lowdim.phase_retrieval import RIDGE, Recovery, in_groups, recorder, small_inverse
+from lowdim.phase_retrieval import RIDGE, SOLVER, Recovery, in_groups, recorder, small_inverse
 from lowdim.tensors import cgls
 from lowdim.wirtinger import pooled_basis, rwf, truncated_weights
 
 
+@ok.takes(**SOLVER, rank=ok.count(), rwf_steps=ok.count(0))
 @in_groups
 def altmin_lowrap(
     y: Tensor, op, rank: int, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
@@ -47,6 +49,7 @@ def altmin_lowrap(
     return Recovery(clip, torch.stack(errors) if truth is not None else None, rank * (op.shape[0] * op.shape[1] + op.q))
 
 
+@ok.takes(**SOLVER, rank=ok.count())
 @in_groups
 def altmin_trunc(
     y: Tensor, op, rank: int, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,

@@ -16,6 +16,9 @@ from torch import Tensor
 from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 
+MAP = ok.has("forward", "adjoint", "columns", "restrict")
+CLIP = ok.tensor("n1 n2 q", "runs n1 n2 q", floating=False, finite=False)
+REAL = (torch.float32, torch.float64)
 TINY = 20_000  # images so small that forming D kron I costs less than many products of a few numbers each
 
 
@@ -29,9 +32,15 @@ class Dense:
         frames: ``(runs,)``, how many of the ``q`` frames of a run are used (the others have zero rows).
     """
 
+    @ok.takes(
+        rows=ok.tensor("runs q m size", floating=False, finite=False),
+        shape=ok.sizes(2),
+        counts=ok.optional(ok.values(finite=False, single=False)),
+        frames=ok.optional(ok.values(finite=False, single=False)),
+    )
     def __init__(self, rows: Tensor, shape: tuple[int, int], counts=None, frames=None):
         if rows.shape[-1] != shape[0] * shape[1]:
-            raise ParameterError(f"rows must have {shape[0]} x {shape[1]} columns, got {rows.shape[-1]}.")
+            raise ParameterError(f"rows must have {shape[0]} x {shape[1]} columns, got {tuple(rows.shape)}.")
         self.rows, self.shape = rows, tuple(shape)
         self.dtype, self.device, self.real = (
             rows.dtype,
@@ -39,6 +48,9 @@ class Dense:
             rows.real.dtype if rows.is_complex() else rows.dtype,
         )
         self.runs, self.q, self.width = rows.shape[:3]
+        for name, value in (("counts", counts), ("frames", frames)):
+            if value is not None and len(value) != self.runs:
+                raise ParameterError(f"{name} must hold one number for each of {self.runs} runs, got {list(value)}.")
         self.m = self._per_run(counts, self.width)
         self.frames = self._per_run(frames, self.q)
 
@@ -111,6 +123,12 @@ class CodedDiffraction:
         left, right: as in ``restrict``.
     """
 
+    @ok.takes(
+        masks=ok.tensor("runs q masks n1 n2", floating=False, finite=False),
+        keep=ok.optional(ok.tensor("kept", floating=False, finite=False)),
+        left=ok.optional(ok.tensor("runs n1 r1", floating=False, finite=False)),
+        right=ok.optional(ok.tensor("runs n2 r2", floating=False, finite=False)),
+    )
     def __init__(
         self, masks: Tensor, keep: Tensor | None = None, left: Tensor | None = None, right: Tensor | None = None
     ):
@@ -169,7 +187,16 @@ class CodedDiffraction:
         return CodedDiffraction(self.masks, self.keep, join(self.left, left), join(self.right, right))
 
 
-@ok.takes(shape=ok.sizes(2), q=ok.count(), m=ok.counts(1), generator=ok.generator, runs=ok.count())
+@ok.takes(
+    shape=ok.sizes(2),
+    q=ok.count(),
+    m=ok.counts(1),
+    generator=ok.generator,
+    runs=ok.count(),
+    frames=ok.optional(ok.counts(1)),
+    is_complex=ok.flag,
+    dtype=ok.one_of(*REAL),
+)
 def gaussian(
     shape: tuple[int, int], q: int, m, generator: torch.Generator, *, runs: int = 1, frames=None,
     is_complex: bool = False, dtype: torch.dtype = torch.float64,
@@ -197,7 +224,9 @@ def gaussian(
     return Dense(rows, shape, counts, frames)
 
 
-@ok.takes(shape=ok.sizes(2), q=ok.count(), generator=ok.generator, runs=ok.count())
+@ok.takes(
+    shape=ok.sizes(2), q=ok.count(), masks=ok.count(), generator=ok.generator, runs=ok.count(), dtype=ok.one_of(*REAL)
+)
 def coded_diffraction(
     shape: tuple[int, int], q: int, masks: int, generator: torch.Generator, *, runs: int = 1,
     keep: int | None = None, dtype: torch.dtype = torch.float64,
@@ -223,35 +252,47 @@ def coded_diffraction(
     return CodedDiffraction(alphabet[turns], keep)
 
 
+def check_clip(name: str, clip: Tensor, op) -> None:
+    """A clip ``(n1, n2, q)`` or ``(runs, n1, n2, q)`` of the map's size.
+
+    Raises:
+        ParameterError: another size, or another number of runs than the map's or one.
+    """
+    fits = clip.dim() == 3 or (clip.dim() == 4 and len(clip) in (1, op.runs))
+    if not fits or tuple(clip.shape[-3:]) != (*op.shape, op.q):
+        size = f"{op.shape[0]} x {op.shape[1]} x {op.q}"
+        raise ParameterError(f"{name} must be {size}, with runs in front or without, got {tuple(clip.shape)}.")
+
+
+@ok.takes(clip=CLIP, op=MAP)
 def frames_first(clip: Tensor, op) -> Tensor:
     """A clip ``(n1, n2, q)`` or ``(runs, n1, n2, q)`` as images of the map: ``(runs, q, n1, n2)``."""
+    check_clip("clip", clip, op)
     clip = clip if clip.dim() == 4 else clip[None]
     return clip.movedim(-1, 1).to(op.device, op.dtype).expand(op.runs, -1, -1, -1)
 
 
+@ok.takes(op=MAP, clip=ok.tensor("n1 n2 q", "runs n1 n2 q", floating=False))
 def measure(op, clip: Tensor) -> Tensor:
     """What is seen of a clip, ``y = |A_k^* x_k|^2``: ``(n1, n2, q)`` or ``(runs, n1, n2, q)`` to ``(runs, q, m)``.
 
     Raises:
         ParameterError: a clip of another size than the map's.
     """
-    if clip.dim() not in (3, 4) or clip.shape[-3:] != (*op.shape, op.q):
-        raise ParameterError(f"clip must be {op.shape[0]} x {op.shape[1]} x {op.q}, got {tuple(clip.shape)}.")
     return op.forward(frames_first(clip, op)).abs().square()
 
 
+@ok.takes(y=ok.tensor("runs q m", finite=False), op=MAP)
 def check_magnitudes(y: Tensor, op) -> Tensor:
     """Square roots of the measurements, checked.
 
     Raises:
         ParameterError: complex, negative or non-finite measurements, or of another shape than the map's.
     """
-    if y.is_complex():
-        raise ParameterError("y must hold squared magnitudes, which are real, got complex numbers.")
     if y.shape != (op.runs, op.q, op.width):
         raise ParameterError(f"y must be (runs, q, m) = {(op.runs, op.q, op.width)}, got {tuple(y.shape)}.")
     if not bool(torch.isfinite(y).all()) or bool((y < 0).any()):
         raise ParameterError(
-            f"y must hold squared magnitudes >= 0 and finite, got a smallest value of {float(y.min()):g}."
+            f"y must hold squared magnitudes >= 0 and finite, got values from {float(y.min())!r} to {float(y.max())!r}."
         )
     return y.to(op.device, op.real).sqrt()

@@ -15,12 +15,14 @@ from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 
 STD = 0.02  # of initial weights, as in GPT-2
+RANDOM = ok.optional(ok.generator)
+START = dict(generator=RANDOM, std=ok.real(above=0), embedding=ok.optional(ok.real(above=0)))
 
 
 class MLP(nn.Module):
     """Linear layers ``fc0, fc1, ...`` of the given sizes with ReLU between them."""
 
-    @ok.takes(sizes=ok.sizes(2))
+    @ok.takes(sizes=ok.sizes(2), generator=RANDOM)
     def __init__(self, sizes: Sequence[int], generator: torch.Generator | None = None):
         super().__init__()
         if len(sizes) < 2:
@@ -42,8 +44,10 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention ``(..., tokens, width)``."""
 
+    @ok.takes(causal=ok.flag)
     def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
+        _check(width, heads)
         self.heads, self.causal = heads, causal
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
@@ -68,6 +72,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 class Feedforward(nn.Module):
     """Two linear layers with a ReLU between them (or a tanh-approximated GELU, as in GPT-2)."""
 
+    @ok.takes(width=ok.count(), hidden=ok.count(), gelu=ok.flag)
     def __init__(self, width: int, hidden: int, gelu: bool = False):
         super().__init__()
         self.gelu = gelu
@@ -81,6 +86,7 @@ class Feedforward(nn.Module):
 class Block(nn.Module):
     """A transformer block with the norms first."""
 
+    @ok.takes(width=ok.count(), causal=ok.flag, gelu=ok.flag)
     def __init__(self, width: int, heads: int, causal: bool, gelu: bool = False):
         super().__init__()
         self.ln1, self.attn = nn.LayerNorm(width), Attention(width, heads, causal)
@@ -100,6 +106,7 @@ class GPT(nn.Module):
         ParameterError: a size that is not positive, or heads that do not divide the width.
     """
 
+    @ok.takes(gelu=ok.flag, **START)
     def __init__(
         self, vocabulary: int, context: int, width: int, depth: int, heads: int, generator=None, gelu=False, *,
         std=STD, embedding=None,
@@ -128,6 +135,7 @@ class ViT(nn.Module):
         ParameterError: a size that is not positive, or a patch or heads that do not divide what they cut.
     """
 
+    @ok.takes(generator=RANDOM)
     def __init__(
         self, image: int, patch: int, channels: int, classes: int, width: int, depth: int, heads: int, generator=None
     ):
@@ -152,6 +160,7 @@ class ViT(nn.Module):
         return self.head(self.norm(x).mean(-2))
 
 
+@ok.takes(model=ok.kind(nn.Module, "a module"), **START)
 def start(
     model: nn.Module, generator: torch.Generator | None, std: float = STD, embedding: float | None = None
 ) -> None:

@@ -15,6 +15,12 @@ from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 
 Size = tuple[int, int, int]
+MATRIX = ok.tensor("rows columns")
+
+
+def _check_size(image_shape: Size) -> None:
+    if len(image_shape) != 3:
+        raise ParameterError(f"image_shape must be (channels, height, width), got {tuple(image_shape)}.")
 
 
 class Operator:
@@ -66,11 +72,15 @@ class Operator:
             )
         return measured
 
+    @ok.takes(images=ok.tensor("samples ...", finite=False), sigma=ok.real(at_least=0), random=ok.generator)
     def measure(self, images: Tensor, sigma: float, random: torch.Generator) -> Tensor:
         """``A(x) + sigma n`` with standard normal ``n`` on everything that is observed, and on nothing else."""
+        if tuple(images.shape[1:]) != tuple(self.image_shape):
+            size = ", ".join(map(str, self.image_shape))
+            raise ParameterError(f"images must be (samples, {size}), got {tuple(images.shape)}.")
         clean = self(images)
         noise = torch.randn(clean.shape, generator=random, dtype=clean.dtype, device=random.device)
-        return clean + number("sigma", sigma, at_least=0) * noise.to(clean.device)
+        return clean + sigma * noise.to(clean.device)
 
 
 class Inpainting(Operator):
@@ -81,7 +91,14 @@ class Inpainting(Operator):
         image_shape: ``(channels, height, width)``.
     """
 
+    @ok.takes(kept=ok.tensor("pixels", "samples pixels", floating=False, finite=False), image_shape=ok.sizes(3))
     def __init__(self, kept: Tensor, image_shape: Size):
+        _check_size(image_shape)
+        if kept.dtype != torch.long:
+            raise ParameterError(f"kept must hold numbers of pixels (torch.int64), got {kept.dtype}.")
+        if kept.device.type == "cpu":  # elsewhere a look would cost a wait; there gather refuses
+            for one in (kept.min(), kept.max()):
+                integer("every entry of kept", int(one), at_least=0, at_most=image_shape[1] * image_shape[2] - 1)
         self.kept, self.image_shape = kept, tuple(image_shape)
         self.shape = (image_shape[0], kept.shape[-1])
 
@@ -100,7 +117,7 @@ class Inpainting(Operator):
         return self if self.kept.ndim == 1 else Inpainting(self.kept.to(samples.device)[samples], self.image_shape)
 
 
-@ok.takes(image_shape=ok.sizes(3), random=ok.generator)
+@ok.takes(image_shape=ok.sizes(3), random=ok.generator, samples=ok.optional(ok.count()))
 def random_inpainting(
     image_shape: Size, dropped: float, random: torch.Generator, samples: int | None = None
 ) -> Inpainting:
@@ -109,6 +126,7 @@ def random_inpainting(
     Raises:
         ParameterError: a share that leaves no pixel or all of them.
     """
+    _check_size(image_shape)
     pixels = image_shape[1] * image_shape[2]
     count = round(pixels * (1 - number("dropped", dropped, above=0, below=1)))
     integer("number of pixels seen", count, at_least=1, at_most=pixels - 1)
@@ -125,6 +143,7 @@ class Separable(Operator):
         channels: of the image.
     """
 
+    @ok.takes(rows=MATRIX, columns=ok.tensor("wide narrow"), channels=ok.count())
     def __init__(self, rows: Tensor, columns: Tensor, channels: int = 1):
         self.rows, self.columns = rows, columns
         self.image_shape = (channels, rows.shape[1], columns.shape[1])
@@ -137,13 +156,14 @@ class Separable(Operator):
         return self.rows.to(measured).mT @ measured @ self.columns.to(measured)
 
 
-@ok.takes(image_shape=ok.sizes(3))
+@ok.takes(image_shape=ok.sizes(3), kind=ok.one_of("average", "bicubic"))
 def super_resolution(image_shape: Size, factor: int, kind: str = "average") -> Separable:
     """Shrink each side by a factor, by averages of blocks or by antialiased bicubic interpolation (``"bicubic"``).
 
     Raises:
         ParameterError: a factor that does not divide the sides.
     """
+    _check_size(image_shape)
     channels, height, width = image_shape
     if integer("factor", factor, at_least=1) and (height % factor or width % factor):
         raise ParameterError(f"factor must divide the sides {height} and {width} of the image, got {factor}.")
@@ -166,6 +186,7 @@ def gaussian_blur(image_shape: Size, size: int, std: float) -> Separable:
     Raises:
         ParameterError: an even size, or one that reaches beyond the reflected image.
     """
+    _check_size(image_shape)
     channels, height, width = image_shape
     if integer("size", size, at_least=1, at_most=2 * min(height, width) - 1) % 2 == 0:
         raise ParameterError(f"size must be odd, got {size}.")
@@ -182,7 +203,11 @@ def gaussian_blur(image_shape: Size, size: int, std: float) -> Separable:
 class Convolution(Operator):
     """Correlation of every channel with a kernel ``(k, k)`` of odd size, zeros outside the image."""
 
+    @ok.takes(kernel=ok.tensor("k k"), image_shape=ok.sizes(3))
     def __init__(self, kernel: Tensor, image_shape: Size):
+        _check_size(image_shape)
+        if kernel.shape[0] % 2 == 0:
+            raise ParameterError(f"kernel must be of odd size, got {tuple(kernel.shape)}.")
         self.kernel, self.image_shape, self.shape = kernel, tuple(image_shape), tuple(image_shape)
 
     def _apply(self, images: Tensor, function: Callable) -> Tensor:
@@ -223,6 +248,7 @@ class Pointwise(Operator):
 
     linear = False
 
+    @ok.takes(inner=ok.kind(Operator, "an Operator"), function=ok.function)
     def __init__(self, inner: Operator, function: Callable[[Tensor], Tensor]):
         self.inner, self.function = inner, function
         self.image_shape, self.shape = inner.image_shape, inner.shape

@@ -15,12 +15,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
-from lowdim.measurements import check_magnitudes, frames_first
+from lowdim.measurements import MAP, check_clip, check_magnitudes, frames_first
 from lowdim.tensors import Tucker, cgls, check_ranks, hosvd, truncated, tucker_size
 from lowdim.wirtinger import pooled_basis, rwf, spectral_frames, truncated_weights
 
 RIDGE = 1e-7  # keeps small Gram matrices invertible; relative to their mean diagonal
+CLIP = ok.tensor("... n1 n2 q", floating=False, finite=False)
+SOLVER = dict(  # what all solvers take; what fits y and the map is checked by check_magnitudes
+    y=ok.tensor("runs q m", finite=False), op=MAP, iterations=ok.count(0), generator=ok.generator,
+    truth=ok.optional(ok.tensor("n1 n2 frames", "any n1 n2 frames", floating=False)), published=ok.flag,
+    inner=ok.count(), tolerance=ok.real(at_least=0),
+)  # fmt: skip
 CACHE = 10 * 2**20  # bytes of sensing vectors that are worked on at once on a CPU
 
 
@@ -42,6 +49,7 @@ class Recovery:
 # ---------------------------------------------------------------- errors and floors
 
 
+@ok.takes(estimate=CLIP, truth=CLIP)
 def aligned(estimate: Tensor, truth: Tensor) -> Tensor:
     """The estimate with each frame turned by the phase that brings it closest to the truth.
 
@@ -53,18 +61,21 @@ def aligned(estimate: Tensor, truth: Tensor) -> Tensor:
     return torch.where(inner == 0, torch.ones_like(inner), torch.sgn(inner)) * estimate
 
 
+@ok.takes(estimate=CLIP, truth=CLIP)
 def aligned_error(estimate: Tensor, truth: Tensor) -> Tensor:
     """``sqrt(sum_k min_theta ||x_k - e^(i theta) xhat_k||^2) / ||X||``, ``(runs,)``; arguments as in ``aligned``."""
     gap = (truth - aligned(estimate, truth)).abs().square().sum((-3, -2, -1))
     return (gap / truth.abs().square().sum((-3, -2, -1))).sqrt()
 
 
+@ok.takes(clip=ok.tensor("n1 n2 q", floating=False), rank=ok.count())
 def matrix_floor(clip: Tensor, rank: int) -> float:
     """Relative error of the best rank-``rank`` matrix with the frames of ``(n1, n2, q)`` as columns."""
     matrix = clip.flatten(0, 1)
     return float((matrix - truncated(matrix, rank)).norm() / matrix.norm())
 
 
+@ok.takes(clip=ok.tensor("n1 n2 q", floating=False), ranks=ok.sizes(3))
 def tucker_floor(clip: Tensor, ranks) -> float:
     """Relative error of the HOSVD of ``(n1, n2, q)`` at the given ranks."""
     return float((clip - hosvd(clip, ranks).full()).norm() / clip.norm())
@@ -90,6 +101,8 @@ def in_groups(solver):
     @functools.wraps(solver)
     def grouped(y: Tensor, op, *arguments, truth: Tensor | None = None, **options) -> Recovery:
         check_magnitudes(y, op)
+        if truth is not None:
+            check_clip("truth", truth, op)
         size = op.runs_within(CACHE)
         if size >= op.runs:
             return solver(y, op, *arguments, truth=truth, **options)
@@ -109,6 +122,14 @@ def in_groups(solver):
 # ---------------------------------------------------------------- TSPR
 
 
+@ok.takes(
+    **SOLVER,
+    ranks=ok.sizes(3),
+    orthonormal=ok.flag,
+    controlled=ok.flag,
+    rwf_steps=ok.count(0),
+    start=ok.kind((str, Tucker), "'frames', 'pooled', 'random' or a Tucker model"),
+)
 @in_groups
 def tspr(
     y: Tensor, op, ranks, iterations: int, generator: torch.Generator, *, truth: Tensor | None = None,
@@ -171,6 +192,9 @@ def tspr(
 def _tucker_start(y, op, ranks, start: str | Tucker, generator, published: bool):
     """First factors ``(runs, n_k, r_k)`` and slices of the core ``(runs, r3, r1, r2)``."""
     if isinstance(start, Tucker):
+        found = [tuple(part.shape) for part in (*start.factors[:2], start.core)]
+        if found != [(op.runs, op.shape[0], ranks[0]), (op.runs, op.shape[1], ranks[1]), (op.runs, *ranks)]:
+            raise ParameterError(f"start must be a Tucker model of {op.runs} runs and the ranks {ranks}, got {found}.")
         return *start.factors[:2], start.core.movedim(-1, 1).contiguous()
     if start == "frames":
         crude = spectral_frames(y, op, generator, unit=published).movedim(1, -1)

@@ -10,13 +10,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, choice, integer, number
 from lowdim.consistency import Adam, Setting, minimise, per_sample, resample, resampling_variance, rms, setting
 from lowdim.diffusion import Generators, LatentDiffusion, Levels, add_noise, ddim, normal, tweedie
 from lowdim.operators import Operator
 
+ADAM = ok.kind(Adam, "an Adam")
 Uncertainty = Callable[[float, Tensor], Tensor | float]
 SHORT, LONG = Adam(1e-2, 100), Adam(1e-2, 600)
+
+
+def _tolerance(value: Setting | str) -> None:
+    if isinstance(value, str):
+        choice("tolerance", value, ("noise",))
+    else:
+        setting("tolerance", value, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,9 @@ class LatentOptimisation:
 
     adam: Adam = LONG
     tolerance: Setting | str = "noise"
+
+    def __post_init__(self):
+        ADAM("adam", self.adam, {}), _tolerance(self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,9 @@ class ReSample:
         choice("renoise", self.renoise, ("resample", "encode", "deterministic", "none"))
         choice("formula", self.formula, ("code", "paper", "theorem"))
         integer("travel", self.travel, at_least=0), number("dps", self.dps, at_least=0)
+        _tolerance(self.tolerance), ok.flag("proximal", self.proximal, {})
+        ADAM("pixel", self.pixel, {}), ADAM("latent", self.latent, {}), ok.optional(ADAM)("last", self.last, {})
+        ok.optional(ok.function)("uncertainty", self.uncertainty, {})
         if (self.formula == "theorem" or self.proximal) and self.uncertainty is None:
             raise ParameterError("formula 'theorem' and proximal need the uncertainty v_t, got uncertainty=None.")
 
@@ -134,6 +149,14 @@ class Solution:
     calls: dict[str, int] = field(default_factory=dict)
 
 
+@ok.takes(
+    model=ok.kind(LatentDiffusion, "a LatentDiffusion"),
+    operator=ok.kind(Operator, "an Operator"),
+    y=ok.tensor("samples ...", finite=False),
+    method=ok.kind(Method, "LatentDPS, LatentOptimisation or ReSample"),
+    random=ok.generators,
+    callback=ok.optional(ok.function),
+)
 def solve(
     model: LatentDiffusion,
     operator: Operator,
@@ -157,10 +180,11 @@ def solve(
     """
     if tuple(operator.image_shape) != tuple(model.image_shape):
         raise ParameterError(
+            f"operator must fit the model, got {type(operator).__name__}: "
             f"the operator measures images {tuple(operator.image_shape)}, the model makes {tuple(model.image_shape)}."
         )
     if not bool(operator.check(y).isfinite().all()):
-        raise ParameterError("y must be finite, got values that are not.")
+        raise ParameterError("y must be finite, got NaN or infinity.")
     number("sigma", sigma, at_least=0)
     with torch.no_grad():
         return _Run(model, operator, y, sigma, method, random, callback).result()
@@ -176,13 +200,12 @@ class _Run:
         self.iterations = torch.zeros(len(y), dtype=torch.long, device=y.device)
         self.tolerance = getattr(method, "tolerance", 0.0)
         if isinstance(self.tolerance, str):
-            choice("tolerance", self.tolerance, ("noise",))
             if sigma == 0:
                 raise ParameterError(
                     "tolerance is the noise level, but sigma is 0: give the tolerance as a number > 0."
                 )
             self.tolerance = sigma
-        setting("tolerance", self.tolerance, at_least=0), per_sample(self.tolerance, y)
+        per_sample(self.tolerance, y)
         if getattr(method, "proximal", False) and sigma == 0:
             raise ParameterError("a proximal step weighs the data by 1 / sigma^2: sigma must be > 0, got 0.")
 

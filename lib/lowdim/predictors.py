@@ -24,11 +24,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, choice, number
 from lowdim.tensors import CP, khatri_rao, unfold
 
 HINGE_WIDTH = 0.05  # t: the hinge is rounded over this width, since Newton's method needs a second derivative
 WEIGHTS = {"logistic": 1.0, "hinge": 0.5, "squared": 1.0}  # c = weight * C
+LOSS = ok.one_of(*WEIGHTS)
+DATA = dict(  # entries are looked at by check_data, in one pass
+    inputs=ok.tensor("sets n i ...", finite=False), labels=ok.tensor("sets n", finite=False), loss=LOSS
+)
 SHORTER = (2.0, 1.0, 0.5, 0.25, 0.125, 0.03, 0.0)  # tries along the Newton direction of a vector
 
 
@@ -48,6 +53,7 @@ def loss_terms(loss: str, scores: Tensor, labels: Tensor, width: float = HINGE_W
     return width * softplus(margin, threshold=700), -labels * pull, pull * (1 - pull) / width
 
 
+@ok.takes(labels=ok.tensor("... n", finite=False), loss=LOSS)
 def check_labels(labels: Tensor, loss: str) -> None:
     """Labels of a classifier are -1 and +1, and both occur in every data set.
 
@@ -56,17 +62,18 @@ def check_labels(labels: Tensor, loss: str) -> None:
     """
     choice("loss", loss, tuple(WEIGHTS))
     if not bool(labels.isfinite().all()):
-        raise ParameterError("labels must be finite numbers.")
+        raise ParameterError("labels must be finite numbers, got NaN or infinity.")
     if loss == "squared":
         return
     odd = labels[labels.abs() != 1]
     if odd.numel():
-        raise ParameterError(f"labels must be -1 or +1 for the {loss} loss, got {odd[0].item():g}.")
+        raise ParameterError(f"labels must be -1 or +1 for the {loss} loss, got {odd[0].item()!r}.")
     lonely = (labels.amin(-1) == labels.amax(-1)).nonzero().flatten().tolist()
     if lonely:
         raise ParameterError(f"labels must hold both classes, -1 and +1, but data set {lonely[0]} has only one.")
 
 
+@ok.takes(inputs=ok.tensor(finite=False), labels=ok.tensor(finite=False), loss=LOSS)
 def check_data(inputs: Tensor, labels: Tensor, loss: str) -> None:
     """Inputs ``(sets, n, I_1, ...)`` and labels ``(sets, n)`` fit each other and the loss.
 
@@ -79,16 +86,28 @@ def check_data(inputs: Tensor, labels: Tensor, loss: str) -> None:
             f"got {tuple(inputs.shape)} and {tuple(labels.shape)}."
         )
     if not bool(inputs.sum().isfinite()):  # one pass, where a test of every entry takes three
-        raise ParameterError("inputs must be finite numbers.")
+        raise ParameterError("inputs must be finite numbers, got NaN or infinity.")
     check_labels(labels, loss)
 
 
+@ok.takes(
+    **DATA,
+    factors=ok.tensors("sets fits size rank", finite=False),
+    penalty=ok.values(at_least=0),
+    width=ok.real(above=0),
+)
 def objective(inputs: Tensor, labels: Tensor, factors: list[Tensor], loss: str, penalty, width: float = HINGE_WIDTH):
     """The penalised loss ``(sets, fits)`` and its gradient in each factor, in closed form.
 
     With ``G = 1/n sum_i l'(f_i) X_i``, the gradient in factor ``k`` is ``G_(k) KR + 2 c B_k``, where ``KR`` is the
     Khatri-Rao product of the other factors.
     """
+    fits = (len(inputs), factors[0].shape[1])
+    if [b.shape[-2] for b in factors] != list(inputs.shape[2:]) or any(b.shape[:2] != fits for b in factors):
+        raise ParameterError(
+            f"factors must be ({len(inputs)}, fits, I_k, R) for I = {tuple(inputs.shape[2:])}, "
+            f"got {[tuple(b.shape) for b in factors]}."
+        )
     scores = torch.einsum("sn...,sf...->sfn", inputs.flatten(2), CP(factors).full().flatten(2))
     value, slope, _ = loss_terms(loss, scores, labels.unsqueeze(1), width)
     c = WEIGHTS[loss] * torch.as_tensor(penalty, dtype=inputs.dtype, device=inputs.device)
@@ -130,6 +149,7 @@ def hinge_width(loss: str, t: int) -> float:
     return max(HINGE_WIDTH, 0.6**t) if loss == "hinge" else HINGE_WIDTH
 
 
+@ok.takes(penalty=ok.values(at_least=0))
 def check_penalty(penalty) -> None:
     """Raises ParameterError unless every penalty is a finite number >= 0."""
     for value in torch.as_tensor(penalty).flatten().tolist():
@@ -139,6 +159,7 @@ def check_penalty(penalty) -> None:
 # ---------------------------------------------------------------- no structure, and a convex one
 
 
+@ok.takes(penalty=ok.values(at_least=0), steps=ok.count(), tol=ok.real(at_least=0), **DATA)
 def fit_vector(
     inputs: Tensor, labels: Tensor, loss: str = "logistic", penalty=0.01, *, steps: int = 60, tol: float = 1e-6
 ) -> Fit:
@@ -214,6 +235,7 @@ def _direct(x: Tensor, curvature: Tensor, c: Tensor, right: Tensor, size: Tensor
     return move, torch.bmm(move, x)
 
 
+@ok.takes(**DATA, weight=ok.tensor("sets fits", at_least=0), steps=ok.count(), tol=ok.real(at_least=0))
 def fit_nuclear(
     inputs: Tensor, labels: Tensor, loss: str, weight: Tensor, *, steps: int = 2000, tol: float = 1e-6
 ) -> Fit:
@@ -259,6 +281,7 @@ def fit_nuclear(
 # ---------------------------------------------------------------- choosing and judging
 
 
+@ok.takes(fit=ok.function, penalties=ok.values(single=False, at_least=0), share=ok.real(above=0, below=1), **DATA)
 def tune(
     fit: Callable[[Tensor, Tensor, Tensor], Fit], inputs: Tensor, labels: Tensor, penalties, loss: str,
     share: float = 0.25,
@@ -288,12 +311,17 @@ def tune(
     return fit(inputs, labels, chosen), chosen.squeeze(1)
 
 
+@ok.takes(predictor=ok.tensor(finite=False), truth=ok.tensor())
 def alignment(predictor: Tensor, truth: Tensor) -> Tensor:
     """Cosine between predictors ``(..., I_1, ..., I_K)`` and the true one: ``(...)``; 0 where a predictor is zero.
 
     With unit norms, ``|b - b*|^2 = 2 - 2 cos``; with Gaussian inputs and no noise, accuracy is
     ``1 - arccos(cos)/pi``.
     """
+    if tuple(predictor.shape[predictor.dim() - truth.dim() :]) != tuple(truth.shape):
+        raise ParameterError(
+            f"predictor must be (..., {', '.join(map(str, truth.shape))}), got {tuple(predictor.shape)}."
+        )
     flat, true = predictor.flatten(-truth.dim()), truth.flatten().to(predictor)
     flat = flat / flat.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)  # squares may underflow
     return (flat @ true) / (flat.norm(dim=-1) * true.norm()).clamp(min=1e-300)

@@ -5,12 +5,19 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from lowdim import checks as ok
 from lowdim.data import DataError, cache_folder
 from lowdim.diffusion import LatentDiffusion, Schedule
 
 CELEBAHQ = "CompVis/ldm-celebahq-256"
 
 
+@ok.takes(
+    unet=ok.kind(nn.Module, "a module"),
+    vqvae=ok.kind(nn.Module, "a module"),
+    scheduler=ok.has("alphas_cumprod"),
+    side=ok.count(),
+)
 def adapt(unet: nn.Module, vqvae: nn.Module, scheduler, side: int = 256) -> LatentDiffusion:
     """The three parts of an unconditional latent diffusion pipeline of diffusers as a ``LatentDiffusion``.
 
@@ -41,6 +48,7 @@ def adapt(unet: nn.Module, vqvae: nn.Module, scheduler, side: int = 256) -> Late
     )
 
 
+@ok.takes(name=ok.text, device=ok.kind((str, torch.device), "the name of a device"))
 def load(name: str = CELEBAHQ, device: torch.device | str = "cpu") -> LatentDiffusion:
     """A model of the Hugging Face hub with the folders ``unet``, ``vqvae`` and ``scheduler``.
 
@@ -63,6 +71,7 @@ def load(name: str = CELEBAHQ, device: torch.device | str = "cpu") -> LatentDiff
     return adapt(unet, vqvae, scheduler)
 
 
+@ok.takes(folder=ok.text, count=ok.count(), side=ok.count())
 def images(folder: str, count: int, side: int = 256) -> Tensor:
     """The first pictures of a folder in the data cache, cut to squares, ``(count, 3, side, side)`` with values -1 to 1.
 

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from lowdim import checks as ok
 from lowdim.checks import integer, number
 from lowdim.diffusion import GaussianMixture, LatentDiffusion, Schedule
 from lowdim.operators import Operator
 from lowdim.quality import sliced_wasserstein
 
+MIXTURE = ok.kind(GaussianMixture, "a GaussianMixture")
 
+
+@ok.takes(schedule=ok.kind(Schedule, "a Schedule"), device=ok.kind((str, torch.device), "the name of a device"))
 def ring(schedule: Schedule, modes: int = 8, std: float = 0.08, device="cpu") -> GaussianMixture:
     """Equal Gaussian modes on the unit circle."""
     integer("modes", modes, at_least=2), number("std", std, above=0)
@@ -25,6 +29,7 @@ def ring(schedule: Schedule, modes: int = 8, std: float = 0.08, device="cpu") ->
                            std**2 * eye.expand(modes, 2, 2), schedule)  # fmt: skip
 
 
+@ok.takes(mixture=MIXTURE)
 def plane_model(mixture: GaussianMixture) -> LatentDiffusion:
     """The mixture as a model whose images are its latents: decoders that differ from sample to sample are operators."""
     same = lambda z: z
@@ -41,6 +46,11 @@ class Instruments(Operator):
 
     linear, image_shape, shape = False, (2,), (1,)
 
+    @ok.takes(
+        W=ok.tensor("samples 2 n", finite=False),
+        a=ok.tensor("samples n", finite=False),
+        b=ok.tensor("samples n", finite=False),
+    )
     def __init__(self, W: Tensor, a: Tensor, b: Tensor):
         self.W, self.a, self.b = W, a, b
 
@@ -59,6 +69,7 @@ class Instruments(Operator):
         return Instruments(self.W[samples], self.a[samples], self.b[samples])
 
 
+@ok.takes(mixture=MIXTURE, count=ok.count(), random=ok.generator, n=ok.count(2))
 def ambiguous_instruments(mixture: GaussianMixture, count: int, random: torch.Generator, n: int = 8):
     """Random instruments, each unable to tell two modes of the mixture apart, and the pairs of modes.
 
@@ -88,6 +99,14 @@ class GridPosterior:
         side: ``(points,)``, the grid's coordinates.
     """
 
+    @ok.takes(
+        mixture=MIXTURE,
+        operator=ok.kind(Operator, "an Operator"),
+        y=ok.tensor("runs ..."),
+        samples=ok.count(),
+        random=ok.generator,
+        reach=ok.real(above=0),
+    )
     def __init__(self, mixture: GaussianMixture, operator: Operator, y: Tensor, sigma: float, samples: int,
                  random: torch.Generator, points: int = 301, reach: float = 1.5):  # fmt: skip
         self.mixture, means = mixture, mixture.means
@@ -105,6 +124,7 @@ class GridPosterior:
             found.append((grid[picks] + jitter * (self.side[1] - self.side[0]), mass, log_prior[order[rank]] - 3))
         self.reference, self.mass, self.edge = map(torch.stack, zip(*found, strict=True))
 
+    @ok.takes(latents=ok.tensor("samples 2", finite=False))
     def compare(self, latents: Tensor) -> dict[str, Tensor]:
         """How far samples ``(runs * samples, 2)`` are from the posteriors, run by run; all ``(runs, ...)``.
 

@@ -19,27 +19,46 @@ from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 
 LETTERS = "abcdefghijklmnopq"  # one for each mode; r is the rank
+FREE = dict(floating=False, finite=False)  # complex numbers too; entries are not looked at: no cost, no wait for a GPU
 
 
+def _check_mode(mode: int, order: int, x: Tensor) -> None:
+    integer("order", order, at_least=1, at_most=min(x.dim(), len(LETTERS)))
+    integer("mode", mode, at_least=0, at_most=order - 1)
+
+
+@ok.takes(x=ok.tensor(**FREE), mode=ok.count(0), order=ok.count())
 def unfold(x: Tensor, mode: int, order: int = 3) -> Tensor:
     """The mode-``mode`` unfolding of ``(..., n_1, ..., n_N)``: ``(..., n_mode, product of the others)``."""
+    _check_mode(mode, order, x)
     lead = x.shape[: x.dim() - order]
     return x.movedim(len(lead) + mode, len(lead)).reshape(*lead, x.shape[len(lead) + mode], -1)
 
 
+@ok.takes(matrix=ok.tensor("... rows columns", **FREE), mode=ok.count(0), shape=ok.sizes(1))
 def fold(matrix: Tensor, mode: int, shape: Sequence[int]) -> Tensor:
     """The inverse of ``unfold``: ``(..., n_mode, rest)`` back to ``(..., *shape)``."""
+    integer("mode", mode, at_least=0, at_most=len(shape) - 1)
     lead, others = matrix.shape[:-2], [n for k, n in enumerate(shape) if k != mode]
+    if tuple(matrix.shape[-2:]) != (wanted := (shape[mode], math.prod(others))):
+        raise ParameterError(
+            f"matrix must be (..., {wanted[0]}, {wanted[1]}) for this shape, got {tuple(matrix.shape)}."
+        )
     return matrix.reshape(*lead, shape[mode], *others).movedim(len(lead), len(lead) + mode)
 
 
+@ok.takes(x=ok.tensor(**FREE), matrix=ok.tensor("... rows columns", **FREE), mode=ok.count(0), order=ok.count())
 def mode_product(x: Tensor, matrix: Tensor, mode: int, order: int = 3) -> Tensor:
     """``x x_mode matrix``: ``(..., m, n_mode)`` applied to every fibre of that mode; batches broadcast."""
+    _check_mode(mode, order, x)
+    if matrix.shape[-1] != (size := x.shape[x.dim() - order + mode]):
+        raise ParameterError(f"matrix must have {size} columns, the size of mode {mode}, got {tuple(matrix.shape)}.")
     modes = LETTERS[:order]
     new = modes.replace(modes[mode], "r")
     return torch.einsum(f"...{modes},...r{modes[mode]}->...{new}", x, matrix)
 
 
+@ok.takes(x=ok.tensor(**FREE), matrices=ok.kind((list, tuple), "a list of matrices or None"), transpose=ok.flag)
 def multi_product(x: Tensor, matrices: Sequence[Tensor | None], transpose: bool = False) -> Tensor:
     """A mode product in every mode, ``None`` for a mode left alone: ``(A_1 kron ... kron A_N) vec(x)``.
 
@@ -53,6 +72,7 @@ def multi_product(x: Tensor, matrices: Sequence[Tensor | None], transpose: bool 
     return x
 
 
+@ok.takes(ranks=ok.sizes(1), shape=ok.sizes(1))
 def check_ranks(ranks: Sequence[int], shape: Sequence[int], name: str = "ranks") -> tuple[int, ...]:
     """One rank for each mode, none larger than its dimension.
 
@@ -76,6 +96,12 @@ class Tucker:
     core: Tensor
     factors: list[Tensor]
 
+    def __post_init__(self):
+        ok.tensor(**FREE)("core", self.core, {}), ok.tensors("... n r", **FREE)("factors", self.factors, {})
+        ranks = tuple(f.shape[-1] for f in self.factors)
+        if tuple(self.core.shape[-len(ranks) :]) != ranks:
+            raise ParameterError(f"core must end in the ranks {ranks} of the factors, got {tuple(self.core.shape)}.")
+
     def full(self) -> Tensor:
         """The tensor, ``(..., n_1, ..., n_N)``."""
         return multi_product(self.core, self.factors)
@@ -91,13 +117,18 @@ class Tucker:
         return Tucker(multi_product(self.core, [r for _, r in pairs]), [q for q, _ in pairs])
 
 
+@ok.takes(shape=ok.sizes(1), ranks=ok.sizes(1))
 def tucker_size(shape: Sequence[int], ranks: Sequence[int]) -> int:
     """Numbers in a Tucker model: ``sum r_k n_k + prod r_k``."""
+    if len(ranks) != len(shape):
+        raise ParameterError(f"ranks must hold one rank for each of the {len(shape)} modes, got {list(ranks)}.")
     return sum(r * n for r, n in zip(ranks, shape, strict=True)) + math.prod(ranks)
 
 
+@ok.takes(matrix=ok.tensor("... rows columns", floating=False), rank=ok.count())
 def leading(matrix: Tensor, rank: int) -> Tensor:
     """The first ``rank`` left singular vectors of ``(..., n, anything)``: ``(..., n, rank)``, most important first."""
+    rank = integer("rank", rank, at_least=1, at_most=min(matrix.shape[-2:]))
     return torch.linalg.svd(matrix, full_matrices=False).U[..., :rank]
 
 
@@ -134,6 +165,11 @@ def truncated(matrix: Tensor, rank: int) -> Tensor:
 # ---------------------------------------------------------------- CP
 
 
+def _one_rank(factors: Sequence[Tensor]) -> None:
+    if len({f.shape[-1] for f in factors}) != 1:
+        raise ParameterError(f"factors must share one rank, got {[tuple(f.shape) for f in factors]}.")
+
+
 @dataclass
 class CP:
     """``sum_r a_r o b_r o c_r ...``: factors ``(..., n_k, R)`` with the same rank ``R`` and the same batch."""
@@ -141,8 +177,8 @@ class CP:
     factors: list[Tensor]
 
     def __post_init__(self):
-        if len({f.shape[-1] for f in self.factors}) != 1:
-            raise ParameterError(f"factors must share one rank, got {[f.shape[-1] for f in self.factors]}.")
+        ok.tensors("... n r", **FREE)("factors", self.factors, {})
+        _one_rank(self.factors)
 
     @property
     def rank(self) -> int:
@@ -171,16 +207,19 @@ class CP:
         return CP([f * scale[..., k, None, :] for k, f in enumerate(self.factors)])
 
 
+@ok.takes(factors=ok.tensors("... n r", **FREE))
 def khatri_rao(factors: Sequence[Tensor]) -> Tensor:
     """Columns ``a_r kron b_r kron ...`` of factors ``(..., n_k, R)``: ``(..., prod n_k, R)``.
 
     ``mttkrp`` multiplies with it without forming it.
     """
+    _one_rank(factors)
     modes = LETTERS[: len(factors)]
     product = torch.einsum(",".join(f"...{m}r" for m in modes) + f"->...{modes}r", *factors)
     return product.flatten(-1 - len(factors), -2)
 
 
+@ok.takes(x=ok.tensor(**FREE), factors=ok.tensors("... n r", at_least=2, **FREE), mode=ok.count(0))
 def mttkrp(x: Tensor, factors: Sequence[Tensor], mode: int) -> Tensor:
     """``unfold(x, mode) @ khatri_rao(the other factors)`` by contraction: ``(..., n_mode, R)``.
 
@@ -188,12 +227,18 @@ def mttkrp(x: Tensor, factors: Sequence[Tensor], mode: int) -> Tensor:
         x: ``(..., n_1, ..., n_N)``; its batch and that of the factors broadcast.
         factors: ``(..., n_k, R)``, one for each mode; that of ``mode`` is not used.
     """
+    _one_rank(factors)
+    _check_mode(mode, len(factors), x)
+    rows = tuple(x.shape[-len(factors) :])
+    if tuple(f.shape[-2] for f in factors) != rows:
+        raise ParameterError(f"factors must have {rows} rows, as x does, got {[tuple(f.shape) for f in factors]}.")
     modes, kept = LETTERS[: len(factors)], LETTERS[mode]
     others = [(m, f) for m, f in zip(modes, factors, strict=True) if m != kept]
     spec = ",".join([f"...{modes}"] + [f"...{m}r" for m, _ in others])
     return torch.einsum(f"{spec}->...{kept}r", x, *(f for _, f in others))
 
 
+@ok.takes(x=ok.tensor(**FREE), factors=ok.tensors("... n r", at_least=2, **FREE))
 def cp_inner(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """``<x, CP(factors)>`` for each entry of the batch, without forming the tensor (no conjugation)."""
     return (mttkrp(x, factors, 0) * factors[0]).sum((-2, -1))
@@ -202,6 +247,14 @@ def cp_inner(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
 # ---------------------------------------------------------------- least squares
 
 
+@ok.takes(
+    forward=ok.function,
+    adjoint=ok.function,
+    rhs=ok.tensor("runs ...", **FREE),
+    start=ok.tensor("runs ...", **FREE),
+    precondition=ok.function,
+    check=ok.count(),
+)
 def cgls(
     forward: Callable[[Tensor], Tensor],
     adjoint: Callable[[Tensor], Tensor],

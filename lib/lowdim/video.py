@@ -18,6 +18,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue (ITU-R BT.601, as in Pillow)
 
 
+@ok.takes(path=ok.path, size=ok.optional(ok.kind((tuple, list), "(height, width)")))
 def load_video(path, size: tuple[int, int] | None = None, step: int = 1) -> np.ndarray:
     """A clip from a file or a folder: grey, float32 in [0, 1], ``(n1, n2, q)``.
 
@@ -138,11 +139,14 @@ def _scikit_learn(name: str) -> Path:
     return shipped(f"images/{name}")
 
 
+@ok.takes(h=ok.count(), w=ok.count(), q=ok.count(2))
 def tiny(h: int = 25, w: int = 14, q: int = 24) -> np.ndarray:
     """A real clip that comes with scikit-image (``no_time_for_that_tiny.gif``), resized, its first ``q`` frames."""
-    return load_video(_scikit_image("no_time_for_that_tiny.gif"), (h, w))[..., :q]
+    clip = load_video(_scikit_image("no_time_for_that_tiny.gif"), (h, w))
+    return clip[..., : integer("q", q, at_least=2, at_most=clip.shape[-1])]
 
 
+@ok.takes(h=ok.count(), w=ok.count(), q=ok.count(2))
 def walker(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
     """A textured sprite that crosses a still photograph (scikit-image's camera man): ``(h, w, q)``.
 
@@ -162,6 +166,7 @@ def walker(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
     return np.stack(frames, -1).clip(0, 1).astype(np.float32)
 
 
+@ok.takes(h=ok.count(), w=ok.count(), q=ok.count(2))
 def pan(h: int = 16, w: int = 28, q: int = 45) -> np.ndarray:
     """A window that slides over a photograph (scikit-learn's china.jpg): ``(h, w, q)``."""
     from PIL import Image

@@ -6,7 +6,13 @@ Measurements ``y = |A_k^* x_k|^2`` are ``(runs, q, m)``; maps are those of ``low
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 
+FREE = dict(finite=False)  # entries are not looked at: the solvers have done so
+MAP = ok.has("forward", "adjoint", "columns", "pull")
+
+
+@ok.takes(op=MAP, weights=ok.tensor("runs q m", **FREE), steps=ok.count(), generator=ok.generator)
 def top_vectors(op, weights: Tensor, steps: int, generator: torch.Generator) -> Tensor:
     """Top eigenvector of ``(1/m) sum_i w_i a_i a_i^*`` for every frame, by Lanczos: ``(runs, q, n1, n2)``, unit norm.
 
@@ -41,6 +47,7 @@ def top_vectors(op, weights: Tensor, steps: int, generator: torch.Generator) -> 
     return (x / x.norm(dim=-1, keepdim=True).clamp(min=tiny)).unflatten(-1, (n1, n2))
 
 
+@ok.takes(y=ok.tensor("runs q m", **FREE), op=MAP, pooled=ok.flag)
 def truncated_weights(y: Tensor, op, pooled: bool = False) -> Tensor:
     """``y_i`` where it is at most 9 times the mean, else 0; the mean of its frame, or of all frames (``pooled``)."""
     mean = y.sum(-1, keepdim=True) / op.m
@@ -49,6 +56,7 @@ def truncated_weights(y: Tensor, op, pooled: bool = False) -> Tensor:
     return torch.where(y <= 9 * mean, y, 0.0)
 
 
+@ok.takes(y=ok.tensor("runs q m", **FREE), op=MAP, generator=ok.generator, steps=ok.count(), unit=ok.flag)
 def spectral_frames(y: Tensor, op, generator, steps: int = 12, unit: bool = False) -> Tensor:
     """A crude clip from the magnitudes alone, frame by frame: ``(runs, q, n1, n2)``.
 
@@ -58,6 +66,7 @@ def spectral_frames(y: Tensor, op, generator, steps: int = 12, unit: bool = Fals
     return crude if unit else crude * (y.sum(-1) / op.m[..., 0]).sqrt()[..., None, None]
 
 
+@ok.takes(op=MAP, weights=ok.tensor("runs q m", **FREE), rank=ok.count(), generator=ok.generator, steps=ok.count(0))
 def pooled_basis(op, weights: Tensor, rank: int, generator, steps: int = 8) -> Tensor:
     """Top eigenvectors of the sum over frames of ``A_k diag(w_k) A_k^*``: ``(runs, n1, n2, rank)``, orthonormal.
 
@@ -74,6 +83,14 @@ def pooled_basis(op, weights: Tensor, rank: int, generator, steps: int = 8) -> T
     return (u @ ritz).unflatten(1, op.shape)
 
 
+@ok.takes(
+    root=ok.tensor("runs q m", **FREE),
+    rows=ok.tensor("runs q m k", floating=False, **FREE),
+    m=ok.tensor(**FREE),
+    steps=ok.count(0),
+    rate=ok.real(above=0),
+    controlled=ok.flag,
+)
 def rwf(root: Tensor, rows: Tensor, m: Tensor, steps: int = 50, rate: float = 0.8, controlled: bool = True) -> Tensor:
     """Reshaped Wirtinger flow for many small problems ``root ~ |rows z|`` at once.
 

@@ -1,6 +1,7 @@
 """What goes wrong around a chapter: each case ends in one clear sentence, and the last good output is there."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -113,6 +114,32 @@ def test_a_wrong_clock(project, days):
     assert status == 0, words
     assert (build / "two/results.json").stat().st_mtime_ns != stamps["two"]
     assert (build / "one/results.json").read_bytes() == before
+
+
+BACKWARDS = """
+import time
+real, begun, mark = time.time, time.monotonic(), time.time()
+time.time = lambda: mark - 600 * (time.monotonic() - begun)  # ten minutes back with every second
+"""
+
+
+def test_a_clock_that_goes_backwards_during_the_run(project, tmp_path, monkeypatch):
+    """In the build, the runner of a chapter and its kernel: all complete, and durations are durations."""
+    (tmp_path / "sitecustomize.py").write_text(BACKWARDS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    shown = end(start(project, "-c", "import time; a = time.time(); time.sleep(0.1); print(time.time() < a)"))
+    assert shown == (0, "True\n"), "the clock of these processes does go backwards"
+    out = project / "build/chapters/quick/one"
+    page = project / "book/part/one.md"
+    page.write_text(page.read_text().replace("seed: int = 0", "seed: int = 7"))
+    status, words = end(start(project, "tools/execute.py"))
+    assert status == 0, words
+    assert seed_of(out) == 7
+    log = (project / "build/logs/quick/one.log").read_text()
+    assert 0 < float(re.search(r"one: (-?[\d.]+) s,", log)[1]) < 60
+    written = (out / "results.json").stat().st_mtime_ns
+    assert end(start(project, "tools/execute.py"))[0] == 0
+    assert (out / "results.json").stat().st_mtime_ns == written, "a finished chapter is not repeated"
 
 
 def half(path):

@@ -28,6 +28,8 @@ if ! command -v slurmctld slurmd squeue munged >/dev/null; then
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
 fi
 stop
+# All processors: nproc says 1 where OMP_NUM_THREADS is 1, as the Makefile sets it, and jobs would wait for one another.
+cpus=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
 name=$(hostname -s)
 mkdir -p "$state"/state "$state"/spool "$state"/log /run/munge
 chown munge:munge /run/munge /var/log/munge /var/lib/munge
@@ -61,7 +63,7 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc=$state/log/jobs.txt
 GresTypes=gpu
-NodeName=$name NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.95)}' /proc/meminfo) Gres=gpu:1 State=UNKNOWN
+NodeName=$name NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.95)}' /proc/meminfo) Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes=$name Default=YES MaxTime=INFINITE State=UP
 EOF
 echo "NodeName=$name Name=gpu File=/dev/zero" > /etc/slurm/gres.conf

@@ -192,7 +192,10 @@ Y = torch.ones(1, 3, 7)
             r"ranks\[2\] must be at most ranks\[0\] \* ranks\[1\] = 1",
         ),
         (lambda: pr.tspr(-Y, OP, (2, 2, 2), 1, generator(0)), "squared magnitudes >= 0 and finite"),
-        (lambda: pr.tspr(Y + 0j, OP, (2, 2, 2), 1, generator(0)), "which are real, got complex numbers"),
+        (
+            lambda: pr.tspr(Y + 0j, OP, (2, 2, 2), 1, generator(0)),
+            "y must be a tensor of floating-point numbers, got torch.complex",
+        ),
         (lambda: check_magnitudes(Y[..., :3], OP), r"y must be \(runs, q, m\) = \(1, 3, 7\), got \(1, 3, 3\)"),
         (lambda: check_magnitudes(Y * float("nan"), OP), "finite"),
         (

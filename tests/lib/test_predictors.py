@@ -298,7 +298,7 @@ GOOD = made(2, 30, (4, 5))
             "both classes, -1 and \\+1, but data set 1",
         ),
         (dict(labels=GOOD[1] * torch.nan), "labels must be finite"),
-        (dict(labels=GOOD[1][:, :7]), "inputs must be \\(sets, n, I_1, ...\\) and labels"),
+        (dict(labels=GOOD[1][:, :7]), "labels must be \\(sets, n\\) with n = 30"),
         (dict(inputs=GOOD[0] * torch.inf), "inputs must be finite"),
         (dict(loss="cubic"), "loss must be one of 'logistic', 'hinge', 'squared', got 'cubic'"),
         (dict(penalty=-1.0), "penalty must be a finite number >= 0, got -1.0"),

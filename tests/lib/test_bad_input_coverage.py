@@ -1,0 +1,164 @@
+"""Every public function, class and argument of ``lowdim`` is in a table of bad input, or an exception with a reason."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import test_bad_input
+import test_bad_input_inverse
+import test_bad_input_models
+
+import lowdim
+
+TABLES = (test_bad_input, test_bad_input_models, test_bad_input_inverse)
+MODULES = sorted(module.name for module in pkgutil.iter_modules(lowdim.__path__))
+
+RESULT = "a result: the library makes it"
+ERROR = "raised, not called"
+INNER = "called in every step of solvers that have checked"
+CONTRACT = "takes what MatrixNetwork takes, and inherits its checks"
+READER = "a row of the plans, which are fixed"
+LAYER = "the form of all structured layers, which are in the tables"
+OPEN = "no rule yet: tested for what it answers in the file of its module, not for wrong types"
+EXCEPTIONS = {
+    "checks.*": "the checks themselves, which all tables test",
+    "claims.Claim": RESULT,
+    "claims.anchor": "joins two texts",
+    "claims.show": "formats anything",
+    "claims.table": "takes rows of Claims",
+    "consistency.rms": INNER,
+    "data.DataError": ERROR,
+    "descent.DivergenceError": ERROR,
+    "descent.Trajectory": RESULT,
+    "diffusion.Levels": RESULT,
+    "files.write_atomically": "raises TypeError and OSError, tested in test_results",
+    "latent_models.embedding": INNER,
+    "models.attention": INNER,
+    "networks.PackedNetwork": CONTRACT,
+    "networks.Problem": "a base class",
+    "networks.matches": "a check itself",
+    "operators.Operator": "a base class",
+    "phase_retrieval.Recovery": RESULT,
+    "phase_retrieval.in_groups": "a decorator of the solvers",
+    "phase_retrieval.recorder": INNER,
+    "phase_retrieval.small_inverse": INNER,
+    "posterior.Moment": RESULT,
+    "posterior.Solution": RESULT,
+    "predictors.Fit": RESULT,
+    "predictors.hinge_width": INNER,
+    "recovery.ThinNetwork": CONTRACT,
+    "results.interactive_html": "called by Results.interactive, which checks",
+    "structured.Counts": RESULT,
+    "structured.StructuredLinear": LAYER,
+    "structured_factorization.BlastFactors": RESULT,
+    "structured_factorization.check_matrices": "a check itself",
+    "structured_models.Replaced": RESULT,
+    "structured_models.Report": RESULT,
+    "structured_models.chosen": OPEN,
+    "structured_models.input_scales": OPEN,
+    "structured_models.load": OPEN,
+    "structured_models.multiplications": OPEN,
+    "structured_models.parameters": OPEN,
+    "structured_models.save": OPEN,
+    "structured_pretrained.Group": READER,
+    "structured_pretrained.Plan": READER,
+    "structured_pretrained.optional": "imports a package, and says what it is for if it is not there",
+    "structured_pretrained.tokens": OPEN,
+    "structured_pretrained.unwrap_conv1d": OPEN,
+    "sweeps.Plan": RESULT,
+    "sweeps.ShardError": ERROR,
+    "sweeps.merge": "in test_sweeps",
+    "sweeps.run_shard": "in test_sweeps",
+}  # fmt: skip
+# Arguments without a row: what is passed on to a function that checks it, what formats anything, dtypes of torch.
+FREE = {
+    "consistency.setting": "name limits",
+    "data.subsets": "dtype",
+    "descent.descend": "narrow",
+    "descent.train": "options",
+    "diffusion.check_images": "pixels",
+    "factorization.haar": "dtype",
+    "factorization.spectrum_target": "rotations",
+    "factorization.transverse_hessian": "sigma_a sigma_b",
+    "measurements.check_clip": "name op",
+    "networks.network": "scale",
+    "orbits.balanced_map": "sigma",
+    "orbits.balanced_slope": "sigma",
+    "plots.band": "x line",
+    "plots.branches": "x dots",
+    "plots.mark": "line",
+    "predictors.loss_terms": "scores labels width",
+    "runtime.generator": "device",
+    "runtime.parallel": "jobs",
+    "runtime.pick_device": "name",
+    # of the structured layers, sizes and names are answered; types of the rest have no rule yet
+    "structured.BlastLinear": "bias std generator device dtype",
+    "structured.BlockLowRankLinear": "bias std generator device dtype",
+    "structured.BlockDiagonalLinear": "rank bias std generator device dtype",
+    "structured.LowRankLinear": "blocks bias std generator device dtype",
+    "structured_factorization.BlastDescent": "start preconditioned step delta0",
+    "structured_factorization.blast_start": "runs rows columns generator dtype",
+    "structured_factorization.block_low_rank": "matrices",
+    "structured_factorization.check_blocks": "rows columns",
+    "structured_factorization.factorize": "delta0 column_scale generator",
+    "structured_factorization.low_rank": "matrices",
+    "structured_models.replace_linear": "model patterns budget fresh std generator scales fit",
+    "structured_pretrained.compress": "model kind share fit",
+    "structured_pretrained.keep_first": "model",
+    "structured_pretrained.load": "device layers",
+    "structured_pretrained.parameters_of_plan": "shapes",
+    "structured_pretrained.wikitext103": "characters",
+    "sweeps.plan": "record options",
+    "sweeps.sweep": "options",
+    "tensors.check_ranks": "name",
+    "video.clip_named": "shape size step",
+}
+
+
+def tested() -> dict[str, set]:
+    """Name of a function -> the arguments that have rows."""
+    found = {}
+    for case in (case for table in TABLES for case in table.CASES):
+        found.setdefault(case.name, set()).update(case.sorts)
+    return found
+
+
+def public(module: str) -> dict[str, list]:
+    """Name -> arguments, of what a module defines and does not hide."""
+    loaded, found = importlib.import_module(f"lowdim.{module}"), {}
+    for name, thing in vars(loaded).items():
+        if callable(thing) and getattr(thing, "__module__", "") == loaded.__name__ and not name.startswith("_"):
+            is_error = inspect.isclass(thing) and issubclass(thing, Exception)
+            arguments = [] if is_error else [*inspect.signature(thing).parameters]
+            if arguments or inspect.isclass(thing):
+                found[f"{module}.{name}"] = arguments
+    return found
+
+
+def excused(name: str) -> bool:
+    return name in EXCEPTIONS or f"{name.split('.')[0]}.*" in EXCEPTIONS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_function_and_argument_is_in_a_table(module):
+    rows = tested()
+    for name, arguments in public(module).items():
+        if not excused(name):
+            assert name in rows, f"{name} has no row in {', '.join(table.__name__ for table in TABLES)}"
+            missing = set(arguments) - rows[name] - set(FREE.get(name, "").split())
+            assert not missing, f"{name} has no row for {', '.join(sorted(missing))}"
+
+
+def test_no_exception_is_stale():
+    rows = tested()
+    known = {name: arguments for module in MODULES for name, arguments in public(module).items()}
+    assert {name for name in EXCEPTIONS if not name.endswith("*")} <= known.keys() - rows.keys()
+    for name, words in FREE.items():
+        assert set(words.split()) <= set(known[name]) - rows[name], name
+
+
+def test_the_tables_name_what_exists():
+    everything = set().union(*(public(module) for module in MODULES))
+    methods = {name for name in tested() if name.count(".") > 1}
+    assert tested().keys() - methods <= everything
