@@ -110,6 +110,7 @@ def rms(error: Tensor) -> Tensor:
     tolerance=lambda name, value, known: setting(name, value, at_least=0),
     prior=ok.optional(ok.kind(tuple, "a pair (sigma^2, v)")),
     check=ok.count(),
+    pull=ok.optional(ok.function),
 )
 def minimise(
     start: Tensor,

@@ -106,6 +106,7 @@ def standardise(inputs: np.ndarray) -> np.ndarray:
     return (inputs - inputs.mean(0)) / np.where(deviation > 0, deviation, 1)
 
 
+@ok.takes(name=ok.text)
 def shipped(name: str) -> Path:
     """A data file inside the installed scikit-learn, which is found but not imported: importing it takes seconds.
 

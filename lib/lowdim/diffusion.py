@@ -172,7 +172,7 @@ class LatentDiffusion:
     def __post_init__(self):
         for name in ("encode", "decode", "noise"):
             ok.function(name, getattr(self, name), {})
-        ok.kind(Schedule, "a Schedule")("schedule", self.schedule, {})
+        ok.kind(Schedule, "a Schedule")("schedule", self.schedule, {}), ok.flag("plain", self.plain, {})
         ok.sizes(1)("latent_shape", self.latent_shape, {}), ok.sizes(1)("image_shape", self.image_shape, {})
         if self.pixels is not None and (
             len(ok.numbers("pixels", self.pixels)) != 2 or self.pixels[0] >= self.pixels[1]

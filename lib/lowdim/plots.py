@@ -104,7 +104,38 @@ def band(ax: Axes, x, values, colour: str, label: str = "", **line) -> None:
     ax.fill_between(x, values.min(1), values.max(1), color=colour, alpha=0.22, linewidth=0)
 
 
-@ok.takes(ax=ok.kind(Axes, "the axes of a figure"), wide=ok.real(at_least=1))
+def _pictures(name: str, value, known: dict) -> None:
+    known["rows"] = [len(row) for row in value] if isinstance(value, list | tuple) and value else []
+    if not known["rows"] or not min(known["rows"]) or not all(_is_picture(p) for row in value for p in row):
+        raise ParameterError(
+            f"{name} must be lists of pairs, an array (height, width) and a dictionary, got {brief(value)}."
+        )
+
+
+def _is_picture(pair) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and np.ndim(pair[0]) == 2 and isinstance(pair[1], dict)
+
+
+def _words(name: str, value, known: dict) -> None:
+    most = {"titles": max(known["rows"]), "names": len(known["rows"])}[name]
+    if not isinstance(value, list | tuple) or len(value) > most or not all(isinstance(text, str) for text in value):
+        raise ParameterError(f"{name} must be a list of at most {most} texts, got {brief(value)}.")
+
+
+def _notes(name: str, value, known: dict) -> None:
+    fits = isinstance(value, list | tuple) and [len(n) if isinstance(n, list | tuple) else -1 for n in value]
+    if value is not None and (fits != known["rows"] or not all(isinstance(n, str) for row in value for n in row)):
+        raise ParameterError(f"{name} must hold a text for each of the {known['rows']} pictures, got {brief(value)}.")
+
+
+@ok.takes(
+    ax=ok.kind(Axes, "the axes of a figure"),
+    rows=_pictures,
+    titles=_words,
+    names=_words,
+    notes=_notes,
+    wide=ok.real(at_least=1),
+)
 def gallery(ax: Axes, rows, titles=(), names=(), notes=None, wide: float = 1.15):
     """Pictures in a grid inside one set of axes; a grid of axes takes a second to draw.
 
@@ -117,6 +148,9 @@ def gallery(ax: Axes, rows, titles=(), names=(), notes=None, wide: float = 1.15)
 
     Returns:
         The image of the last picture, for a colour bar.
+
+    Raises:
+        ParameterError: no pictures, something that is no picture, or texts that do not fit them.
     """
     tall, across = wide + (0.25 if notes else 0.0), max(len(row) for row in rows)
     small = {"fontsize": "small", "ha": "center"}

@@ -282,6 +282,7 @@ CASES = [
         "name": bad.text() + bad.only("leads elsewhere", "../a", "/etc/passwd", "a/b", ""),
         "url": bad.text() + bad.only("not https", "http://example.org/a", "ftp://example.org/a", "file:///a", ""),
         "checksum": bad.text() + bad.only("not a checksum", "", "12", "g" * 64, "0" * 63), "timeout": EPS}),
+    Case(data.shipped, lambda: dict(name="data/digits.csv.gz"), {"name": bad.text()}),
     Case(data.standardise, lambda: dict(inputs=np.ones((4, 2))), {
         "inputs": bad.only("wrong type", None, "3", 3j) + bad.only("empty", np.ones((0, 2)))
             + bad.only("not finite", np.array([[1, np.nan]]), np.array([[np.inf]]))}),
@@ -333,11 +334,19 @@ CASES = [
         "values": bad.only("wrong axes", np.ones(3)) + bad.only("wrong length", np.ones((4, 4)))
             + bad.only("empty", np.ones((3, 0))),
         "colour": bad.only("unknown name", "bluish", "", "#12"), "label": bad.text()}),
+    Case(plots.gallery, lambda: dict(ax=axes(), rows=[[(np.ones((2, 2)), {})] * 2], titles=["a"], notes=[["", "x"]]), {
+        "ax": bad.only("wrong type", None, 3, "ax"), "wide": bad.real(at_least=1),
+        "rows": bad.only("wrong type", None, 3, "ab", [3], [[np.ones((2, 2))]], [[(np.ones((2, 2)), 3)]])
+            + bad.only("empty", [], [[]]) + bad.only("wrong axes", [[(np.ones(3), {})] * 2]),
+        "titles": bad.only("wrong type", None, 3, [1]) + bad.only("too many", ["a", "b", "c"]),
+        "names": bad.only("wrong type", None, 3, [1]) + bad.only("too many", ["a", "b"]),
+        "notes": bad.only("wrong type", 3, "x", [["", 3]]) + bad.only("wrong length", [["x"]], [])}),
     Case(plots.png, lambda: dict(figure=axes().figure), {
         "figure": bad.only("wrong type", None, 3, "figure"), "dark": bad.flag(), "dpi": EPS}),
     Case(functools.wraps(runtime.pick_device)(lambda device: runtime.pick_device(device)), lambda: dict(device="cpu"), {
         "device": bad.choice() + bad.only("no such GPU", "cuda:99", "cuda:999")}),
     Case(runtime.parallel, lambda: dict(function=str, jobs=[1, 2]), {"function": bad.function(), "workers": RUNS}),
+    Case(runtime.spawn, lambda: dict(random=torch.Generator(), count=2), {"random": bad.generator(), "count": RUNS}),
     Case(runtime.generator, lambda: dict(seed=3), {"seed": bad.count(0, 2**63 - 1)}),
     *[Case(f, lambda: dict(device=torch.device("cpu")), {"device": bad.only("wrong type", None, "cpu", 0)})
         for f in (runtime.device_name, runtime.peak_memory_mb, runtime.provenance, runtime.free_memory)],

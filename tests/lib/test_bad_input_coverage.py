@@ -116,7 +116,7 @@ FREE = {
 }
 
 
-def tested() -> dict[str, set]:
+def covered() -> dict[str, set]:
     """Name of a function -> the arguments that have rows."""
     found = {}
     for case in (case for table in TABLES for case in table.CASES):
@@ -142,7 +142,7 @@ def excused(name: str) -> bool:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_function_and_argument_is_in_a_table(module):
-    rows = tested()
+    rows = covered()
     for name, arguments in public(module).items():
         if not excused(name):
             assert name in rows, f"{name} has no row in {', '.join(table.__name__ for table in TABLES)}"
@@ -151,7 +151,7 @@ def test_every_public_function_and_argument_is_in_a_table(module):
 
 
 def test_no_exception_is_stale():
-    rows = tested()
+    rows = covered()
     known = {name: arguments for module in MODULES for name, arguments in public(module).items()}
     assert {name for name in EXCEPTIONS if not name.endswith("*")} <= known.keys() - rows.keys()
     for name, words in FREE.items():
@@ -160,5 +160,5 @@ def test_no_exception_is_stale():
 
 def test_the_tables_name_what_exists():
     everything = set().union(*(public(module) for module in MODULES))
-    methods = {name for name in tested() if name.count(".") > 1}
-    assert tested().keys() - methods <= everything
+    methods = {name for name in covered() if name.count(".") > 1}
+    assert covered().keys() - methods <= everything

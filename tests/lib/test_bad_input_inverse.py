@@ -259,7 +259,7 @@ CASES = [
         "encode": bad.function(), "decode": bad.function(), "noise": bad.function(), "schedule": OBJECT,
         "latent_shape": bad.sizes(1), "image_shape": bad.sizes(1),
         "pixels": bad.only("wrong type", 3, "ab", (1.0, None))
-            + bad.only("no range", (1.0, -1.0), (0.0,), (1.0, 1.0))}),
+            + bad.only("no range", (1.0, -1.0), (0.0,), (1.0, 1.0)), "plain": bad.flag()}),
     Case(plane().sample, lambda: dict(start=t(3, 2), steps=3), {
         "start": bad.tensor(finite=False, ends=(1,)), "steps": bad.count(1, 9)}),
     Case(diffusion.mean_uncertainty, lambda: dict(model=plane(), latents=t(3, 2), random=draw(), points=3), {
@@ -289,7 +289,8 @@ CASES = [
         adam=consistency.Adam(0.1, 2), tolerance=0.0), {
         "start": bad.tensor(finite=False, dims=False), "forward": bad.function(), "operator": OBJECT,
         "y": bad.tensor(finite=False, dims=False, ends=(0,)), "adam": OBJECT, "check": RUNS,
-        "tolerance": NEGATIVE + bad.only("wrong length", t(3)), "prior": bad.only("wrong type", 3, "x", [1, 2])}),
+        "tolerance": NEGATIVE + bad.only("wrong length", t(3)), "prior": bad.only("wrong type", 3, "x", [1, 2]),
+        "pull": bad.only("wrong type", 3, "x")}),
     Case(posterior.LatentDPS, dict, {"scale": NEGATIVE + bad.only("wrong axes", t(2, 2))}),
     Case(posterior.LatentOptimisation, dict, {
         "adam": OBJECT, "tolerance": NEGATIVE + bad.only("unknown name", "noisy", "")}),
