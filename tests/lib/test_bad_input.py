@@ -305,7 +305,8 @@ CASES = [
     Case(results.csv_text, lambda: dict(arrays={"x": np.arange(3)}), {
         "arrays": bad.only("wrong type", None, 3, "x", []) + bad.only("empty", {})
             + bad.only("no array", {"x": object()})}),
-    Case(claims.Claims, lambda: dict(slug="x"), {"slug": bad.text() + bad.only("a path", "../x", "")}),
+    Case(claims.Claims, lambda: dict(slug="x"), {
+        "slug": bad.text() + bad.only("a path", "../x", ""), "elsewhere": bad.text()}),
     Case(table().value, lambda: ROW | dict(expected=1.0, measured=[1.0]), ROWS | {
         "expected": MEASURED + bad.only("not finite", bad.NAN, [bad.INF]) + bad.only("wrong length", [1.0, 2.0]),
         "measured": MEASURED, "atol": bad.real(at_least=0), "rtol": bad.real(at_least=0), "judged": bad.choice()}),
