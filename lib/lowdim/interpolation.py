@@ -69,7 +69,7 @@ def curvature_estimate(population, a: Networks, b: Networks) -> Tensor:
     """
     ends = []
     for origin, other in ((a, b), (b, a)):
-        t = torch.zeros(len(next(iter(a.values()))), dtype=next(iter(a.values())).dtype, requires_grad=True)
+        t = origin["bias.0"].new_zeros(len(origin["bias.0"])).requires_grad_()
         line = {k: x + t.view(-1, *[1] * (x.dim() - 1)) * (other[k] - x) for k, x in origin.items()}
         (slope,) = torch.autograd.grad(population.loss(parameters=line).sum(), t, create_graph=True)
         ends.append(torch.autograd.grad(slope.sum(), t)[0])

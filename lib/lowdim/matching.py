@@ -22,7 +22,7 @@ Networks = Mapping[str, Tensor]
 
 def _networks(name: str, value, known: dict) -> None:
     """Stacked fully connected networks, with one hidden layer or more; two arguments must agree in all shapes."""
-    check_stacked(value)
+    check_stacked(value, name)
     layers = len(value) // 2
     if layers < 2 or value.keys() != {f"{kind}.{l}" for l in range(layers) for kind in ("weight", "bias")}:
         raise ParameterError(f"{name} must hold weight.0, bias.0, ... of at least 2 layers, got {brief(list(value))}.")
@@ -30,7 +30,7 @@ def _networks(name: str, value, known: dict) -> None:
     if (other := known.setdefault("networks", shapes)) != shapes:
         key = next(k for k in shapes | other if shapes.get(k) != other.get(k))
         raise ParameterError(
-            f"{name} must have networks of one shape, got {key} {shapes.get(key)}, not {other.get(key)}."
+            f"{name} must have networks of one shape, got {key!r} {shapes.get(key)}, not {other.get(key)}."
         )
 
 
@@ -42,7 +42,7 @@ def _permutations(name: str, value, known: dict) -> None:
     if found != wanted:
         raise ParameterError(f"{name} must be a list of permutations {wanted}, one a hidden layer, got {brief(value)}.")
     for l, p in enumerate(value):
-        if p.dtype != torch.long or not torch.equal(p.sort(1).values, torch.arange(p.shape[1]).expand_as(p)):
+        if p.dtype != torch.long or not (p.sort(1).values == torch.arange(p.shape[1], device=p.device)).all():
             raise ParameterError(f"{name}[{l}] must hold each of 0 to {p.shape[1] - 1} once in each row, got another.")
 
 
@@ -105,15 +105,27 @@ def weight_matching(a: Networks, b: Networks, generator, *, start=None, sweeps=1
         generator: source of the orders.
         start: permutations to begin with; the identity by default.
     """
-    found = identity(b) if start is None else list(start)
-    best = agreement(a, b, found)
+    found = identity(b) if start is None else [p.clone() for p in start]
+    active = torch.arange(len(found[0]), device=found[0].device)  # pairs that still gain
+    best = _agreement(a, b, found)
     for _ in range(sweeps):
-        for l in torch.randperm(len(found), generator=generator).tolist():
-            found[l] = assign(_gains(a, b, found, l))
-        now = agreement(a, b, found)
-        if not (now > best + slack * best.abs()).any():
+        some = [{name: p[active] for name, p in net.items()} for net in (a, b)]
+        now = _sweep(*some, [p[active] for p in found], generator)
+        for p, q in zip(found, now, strict=True):
+            p[active] = q
+        value = _agreement(*some, now)
+        gained = value > best[active] + slack * best[active].abs()
+        best[active] = value
+        active = active[gained]
+        if not len(active):
             break
-        best = now
+    return found
+
+
+def _sweep(a: Networks, b: Networks, found: list[Tensor], generator) -> list[Tensor]:
+    """Each layer once, in random order."""
+    for l in torch.randperm(len(found), generator=generator).tolist():
+        found[l] = assign(_gains(a, b, found, l))
     return found
 
 
@@ -130,6 +142,10 @@ def _gains(a: Networks, b: Networks, permutations: Sequence[Tensor], l: int) -> 
 @ok.takes(a=_networks, b=_networks, permutations=_permutations)
 def agreement(a: Networks, b: Networks, permutations: Sequence[Tensor]) -> Tensor:
     """Inner product of all parameters of a with those of the permuted b, ``(pairs,)``: what weight matching raises."""
+    return _agreement(a, b, permutations)
+
+
+def _agreement(a: Networks, b: Networks, permutations: Sequence[Tensor]) -> Tensor:
     moved = _permuted(b, permutations)
     return sum((x * moved[name]).flatten(1).double().sum(1) for name, x in a.items())
 
@@ -176,21 +192,23 @@ def straight_through(population, a: Networks, b: Networks, steps, eta, batch, ge
     Raises:
         ParameterError: a population of another number of runs, with data of its own for each run, or too few samples.
     """
-    if population.runs != len(next(iter(a.values()))) or population.per_run or batch > population.samples:
-        raise ParameterError(
-            f"population must have {len(next(iter(a.values())))} runs on shared data of at least {batch} samples, got "
-            f"{population.runs} runs and {population.samples} samples."
-        )
+    runs = len(next(iter(a.values())))
+    if population.runs != runs or population.per_run:
+        raise ParameterError(f"population must have {runs} runs on shared data, got {population.runs} runs.")
+    if batch > population.samples:
+        raise ParameterError(f"batch must be at most {population.samples}, the samples, got {batch}.")
     free = {name: p.clone() for name, p in b.items()}
     first, second = ({name: torch.zeros_like(p) for name, p in b.items()} for _ in range(2))
     found = identity(b)
     best, best_loss, recent = [p.clone() for p in found], torch.full((population.runs,), torch.inf), []
     for step in range(1, steps + 1):
-        found = weight_matching(free, b, generator, start=found, sweeps=1)
+        found = _sweep(free, b, list(found), generator)
         moved = _permuted(b, found)
         for name, p in population.parameters.items():
             torch.lerp(a[name], moved[name], 0.5, out=p)
-        picks = torch.randint(population.samples, (population.runs, batch), generator=generator)
+        picks = torch.randint(population.samples, (population.runs, batch), generator=generator).to(
+            population.flat.device
+        )
         recent = [*recent[-9:], population.backward(*population.take(picks))]
         if len(recent) == 10:
             better = (mean := torch.stack(recent).mean(0)) < best_loss

@@ -133,9 +133,9 @@ class Functional(Population):
         try:
             shape = self.outputs(one).shape
         except (RuntimeError, TypeError, KeyError, IndexError, ValueError) as error:
-            words = " ".join(str(error).split())
+            words = " ".join(str(error).split())[:160]
             raise ParameterError(
-                f"function must map one run's parameters and inputs {tuple(inputs.shape)} to outputs, got {words[:160]}"
+                f"function must map one run's parameters and inputs {tuple(inputs.shape)} to outputs, got {words}."
             ) from error
         if loss == "cross-entropy":
             check_labels(self.targets, shape[-1])
@@ -230,17 +230,18 @@ def _views(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(p.shape) for (name, p), part in zip(like.items(), parts, strict=True)}
 
 
-def check_stacked(parameters) -> None:
+def check_stacked(parameters, name: str = "parameters") -> None:
+    """Tensors by name, all with the same number of runs, type and device."""
     if not isinstance(parameters, Mapping) or not parameters:
-        raise ParameterError(f"parameters must be a dictionary of tensors (runs, ...), got {brief(parameters)}.")
+        raise ParameterError(f"{name} must be a dictionary of tensors (runs, ...), got {brief(parameters)}.")
     first = None
-    for name, p in parameters.items():
-        ok.tensor("runs ...", finite=True)(f"parameters[{name!r}]", p, {})
+    for key, p in parameters.items():
+        ok.tensor("runs ...", finite=True)(f"{name}[{key!r}]", p, {})
         first = p if first is None else first
         if len(p) != len(first) or p.dtype != first.dtype or p.device != first.device:
             raise ParameterError(
-                f"parameters must agree on the number of runs, type and device, got {name} with {len(p)} runs, "
-                f"{p.dtype} on {p.device}, after {len(first)} runs, {first.dtype} on {first.device}."
+                f"{name} must agree on the number of runs, type and device, got {key!r} with {len(p)} runs, {p.dtype} "
+                f"on {p.device}, after {len(first)} runs, {first.dtype} on {first.device}."
             )
 
 
