@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lowdim.checks import ParameterError
+from lowdim.data import digits
 from lowdim.descent import DivergenceError
 from lowdim.mlps import ACTIVATIONS, MLP, mlp_parameters
 from lowdim.populations import Functional, modules, write_back
@@ -215,3 +216,15 @@ def test_decay_of_groups_and_accuracy():
     assert torch.equal(nets.parameters["weight.1"], before["weight.1"])
     guess = nets.outputs().argmax(-1)
     torch.testing.assert_close(nets.accuracy(), (guess == nets.targets).double().mean(1))
+
+
+def test_sixteen_networks_on_the_digits_are_sixteen_plain_runs():
+    x, y = (torch.as_tensor(part) for part in digits())
+    nets = MLP(mlp_parameters([64, 64, 64, 10], 16, draw(), dtype=F64), x, y)
+    twins = [sequential(nets, run) for run in range(16)]
+    trainer = Trainer(nets, 0.1, batch=100, generator=draw(5))
+    trainer.run(25)  # into the second epoch
+    for run, twin in enumerate(twins):
+        plain(trainer, twin, run, 25, x, y)
+        for ours, theirs in zip(nets.state, twin.parameters(), strict=True):
+            torch.testing.assert_close(ours[run], theirs.detach(), **CLOSE)
