@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import descent
 import factors
 import phases
+import populations
 import predictors
 import sampling
 import spectra
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "phases-large": phases.large,
     "phases-frames": phases.frames,
     "digits": sampling.digits,
+    "populations": populations.mlps,
     "layouts": descent.layouts,
     "cp-predictors": predictors.cp_fits,
     "blast-factorization": structured.factorization,
