@@ -127,6 +127,10 @@ class MLP(Population):
         """``b_l`` of all runs, ``(runs, d_l)`` each."""
         return [self.parameters[f"bias.{l}"] for l in range(self.layers)]
 
+    def act(self, values: Tensor) -> Tensor:
+        """The activation of these values; they may be overwritten."""
+        return self._act.apply(values)
+
     def hidden(self, inputs: Tensor | None = None, parameters: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """Activations of every layer, ``(runs, samples, d_l)`` each; the last ones are the outputs."""
         h = self.inputs if inputs is None else inputs

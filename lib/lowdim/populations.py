@@ -76,8 +76,12 @@ class Population:
 
     def loss(self, inputs=None, targets=None, parameters=None) -> Tensor:
         """Mean loss of each run, ``(runs,)``, on the training data or on other data."""
+        return self.losses(self.outputs(inputs, parameters), targets)
+
+    def losses(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Mean loss of each run, ``(runs,)``, of given outputs."""
         targets = self.targets if targets is None else targets
-        return vmap(self.one_loss, in_dims=(0, 0 if self.per_run else None))(self.outputs(inputs, parameters), targets)
+        return vmap(self.one_loss, in_dims=(0, 0 if self.per_run else None))(outputs, targets)
 
     def one_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean loss of one run."""
@@ -89,9 +93,12 @@ class Population:
 
     def accuracy(self, inputs=None, targets=None, parameters=None) -> Tensor:
         """Share of samples whose largest output is their label's, ``(runs,)``."""
+        return self.hits(self.outputs(inputs, parameters), targets)
+
+    def hits(self, outputs: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Share of given outputs that are right, ``(runs,)``."""
         targets = self.targets if targets is None else targets
-        guess = self.outputs(inputs, parameters).argmax(-1)
-        return (guess == targets).flatten(1).double().mean(1)
+        return (outputs.argmax(-1) == targets).flatten(1).double().mean(1)
 
 
 class Functional(Population):
