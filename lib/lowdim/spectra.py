@@ -6,6 +6,7 @@ A product is a function ``(..., n) -> (..., n)`` that multiplies by one matrix p
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,3 +120,24 @@ def count_outliers(eigenvalues: Tensor, among: int = 15) -> Tensor:
 def near_zero(eigenvalues: Tensor, relative: float = 1e-3) -> Tensor:
     """The share of eigenvalues ``(...)`` whose modulus is below a share of the largest eigenvalue of each spectrum."""
     return (eigenvalues.abs() < relative * eigenvalues.amax(-1, keepdim=True)).double().mean(-1)
+
+
+@ok.takes(matrices=ok.tensor("... n n"))
+def eigenvalues(matrices: Tensor) -> Tensor:
+    """All eigenvalues of symmetric matrices, falling, ``(..., n)``; exact.
+
+    Rows and columns that are zero (of inputs that never vary, of units that are never active) give exact zeros and are
+    left out of the decomposition.
+    """
+    found = []
+    for matrix in matrices.flatten(0, -3) if matrices.dim() > 2 else [matrices]:
+        used = matrix.ne(0).any(0)
+        part = matrix if bool(used.all()) else matrix[used][:, used]
+        values = matrix.new_zeros(len(matrix))
+        if len(part):
+            if part.device.type == "cpu":
+                values[: len(part)] = torch.from_numpy(np.linalg.eigvalsh(part.numpy()))
+            else:
+                values[: len(part)] = torch.linalg.eigvalsh(part)
+        found.append(values.sort(descending=True).values)
+    return torch.stack(found).view(matrices.shape[:-1])
