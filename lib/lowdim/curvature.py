@@ -52,15 +52,26 @@ def population_hessian_product(
 ) -> Callable[[Tensor], Tensor]:
     """Hessian-vector products of many independent runs at once: ``(runs, n) -> (runs, n)``.
 
+    The gradient is computed once, and its graph kept; a product is one backward pass through it.
+
     Args:
         losses: parameters -> ``(runs,)``, the loss of each run, which depends on that run's parameters alone.
         parameters: tensors with the runs on their first axis.
     """
-    point = tuple(p.detach() for p in parameters)
-    gradient = torch.func.grad(lambda x: losses(*x).sum())
+    point = tuple(p.detach().clone().requires_grad_() for p in parameters)
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(losses(*point).sum(), point, create_graph=True, materialize_grads=True)
+    curved = [i for i, slope in enumerate(slopes) if slope.requires_grad]
 
     def product(vectors: Tensor) -> Tensor:
-        return _joined(torch.func.jvp(gradient, (point,), (_split(vectors, point),))[1])
+        pieces = _split(vectors, point)
+        if not curved:
+            return torch.zeros_like(vectors)
+        seeds = [pieces[i] for i in curved]
+        found = torch.autograd.grad(
+            [slopes[i] for i in curved], point, seeds, retain_graph=True, materialize_grads=True
+        )
+        return _joined(found)
 
     return product
 

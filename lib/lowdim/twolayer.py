@@ -50,7 +50,7 @@ class _Forward:
 
     def __init__(self, inputs, parameters, activation):
         W, b, V, c = (parameters[name] for name in NAMES)
-        runs, hidden, size = W.shape
+        runs, hidden = W.shape[:2]
         wanted = [(runs, hidden, inputs.shape[-1]), (runs, hidden), (runs, V.shape[1], hidden), (runs, V.shape[1])]
         if [tuple(part.shape) for part in (W, b, V, c)] != wanted or len(inputs) != runs:
             shapes = ", ".join(str(tuple(part.shape)) for part in (W, b, V, c))
@@ -62,11 +62,49 @@ class _Forward:
         a, self.slope, self.bend = _derivatives(torch.baddbmm(b.unsqueeze(1), inputs, W.mT), activation)
         self.a = _with_one(a)
         self.p = torch.baddbmm(c.unsqueeze(1), a, V.mT).softmax(-1)
-        h, k = self.V.shape[1:]
-        place = torch.arange((size + 1) * h, device=inputs.device).view(size + 1, h)
-        after = torch.arange((h + 1) * k, device=inputs.device).view(h + 1, k) + place.numel()
-        parts = (place[:-1].mT, place[-1], after[:-1].mT, after[-1])
-        self.order = torch.cat([part.flatten() for part in parts])  # ours -> that of the parameters
+
+
+def _tail(t: Tensor) -> Tensor:
+    """Last axes (hidden + 1, classes) as one, in the order of the output layer's parameters: weights, then biases."""
+    return torch.cat([t[..., :-1, :].mT.flatten(-2), t[..., -1, :]], -1)
+
+
+def _assemble(now: _Forward, residuals: Tensor | None) -> Tensor:
+    """The matrix of all blocks, ``(runs, n, n)``: H with the residuals ``(runs, samples, classes)``, G without."""
+    x, a, V, p, slope = now.x, now.a, now.V, now.p, now.slope
+    samples, size, h = p.shape[1], x.shape[2] - 1, V.shape[1]
+    S = (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)) / samples
+    pull = slope.unsqueeze(-1) * (V.unsqueeze(1) @ S)  # (r, n, h, k): s' * V S
+    inner = slope.unsqueeze(-2) * (pull @ V.mT.unsqueeze(1))  # (r, n, h, h)
+    mixed = pull.unsqueeze(3) * a.unsqueeze(2).unsqueeze(-1)  # (r, n, h, h + 1, k)
+    if residuals is not None:
+        inner.diagonal(dim1=2, dim2=3).add_(now.bend * (residuals @ V.mT))
+        mixed.diagonal(dim1=2, dim2=3).add_((slope.unsqueeze(-1) * residuals.unsqueeze(2)).mT)
+    mixed = _tail((x.mT @ mixed.flatten(2)).unflatten(2, mixed.shape[2:]))  # (r, d + 1, h, m)
+    outer = ((a.unsqueeze(-1) * a.unsqueeze(-2)).flatten(2).mT @ S.flatten(2)).view(
+        *a.shape[:1], h + 1, h + 1, *S.shape[2:]
+    )
+    outer = _tail(_tail(outer.permute(0, 1, 3, 2, 4)).permute(0, 3, 1, 2))  # (r, m, m)
+
+    first = h * (size + 1)  # parameters of the first layer: h rows of weights, then h biases
+    matrix = x.new_empty(len(x), first + outer.shape[1], first + outer.shape[1])
+    weights = matrix[:, : h * size, : h * size].unflatten(2, (h, size)).unflatten(1, (h, size))
+    biases = matrix[:, h * size : first]
+    pairs = (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(2)  # (r, n, (d + 1)^2)
+    for u in range(h):  # all blocks of unit u with itself and the later ones
+        block = (inner[:, :, u, u:].mT @ pairs).view(len(x), h - u, size + 1, size + 1)
+        weights[:, u, :, u:] = block[..., :size, :size].transpose(1, 2)
+        weights[:, u:, :, u] = block[..., :size, :size]
+        biases[:, u, : h * size].view(len(x), h, size)[:, u:] = block[..., size, :size]
+        biases[:, u:, u * size : (u + 1) * size] = block[..., size, :size]
+        biases[:, u, h * size + u : first] = block[..., size, size]
+        biases[:, u:, h * size + u] = block[..., size, size]
+    matrix[:, : h * size, first:] = mixed[:, :size].transpose(1, 2).flatten(1, 2)
+    biases[:, :, first:] = mixed[:, size]
+    matrix[:, first:, first:] = outer
+    matrix[:, : h * size, h * size : first] = biases[:, :, : h * size].mT
+    matrix[:, first:, :first] = matrix[:, :first, first:].mT
+    return matrix
 
 
 @ok.takes(
@@ -75,62 +113,33 @@ class _Forward:
     parameters=_four,
     activation=ok.one_of(*ACTIVATIONS),
 )
-def hessians(
-    inputs: Tensor, labels: Tensor, parameters: Mapping[str, Tensor], activation: str = "relu"
-) -> tuple[Tensor, Tensor]:
-    """The Hessian of the mean cross-entropy and its Gauss-Newton part, both ``(runs, n, n)``.
+def hessian(inputs: Tensor, labels: Tensor, parameters: Mapping[str, Tensor], activation: str = "relu") -> Tensor:
+    """The Hessian of the mean cross-entropy ``(runs, n, n)``.
 
     Args:
         inputs: ``(runs, samples, d)``.
         labels: ``(runs, samples)`` whole numbers.
-        parameters: as ``lowdim.mlps.mlp_parameters`` makes them for sizes (d, h, k).
+        parameters: as ``lowdim.mlps.mlp_parameters`` makes them for sizes (d, h, k); rows and columns are in their
+            order, as in ``lowdim.curvature``.
         activation: ``"relu"`` (whose second derivative counts as zero) or ``"tanh"``.
-
-    Returns:
-        H and G, with the parameters of a run in the order of the mapping's names, as ``lowdim.curvature`` has them.
 
     Raises:
         ParameterError: shapes that do not fit, or a label outside the classes.
     """
     now = _Forward(inputs, parameters, activation)
-    x, a, V, p, slope = now.x, now.a, now.V, now.p, now.slope
-    (runs, samples, d), h, k = x.shape, V.shape[1], V.shape[2]
-    integer("the largest of labels", int(labels.max()), at_least=0, at_most=k - 1)
-    r = (p - torch.nn.functional.one_hot(labels.long(), k).to(p)) / samples
-    S = (torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)) / samples
-    pull = slope.unsqueeze(-1) * (V.unsqueeze(1) @ S)  # (r, n, h, k): s' * V S
-    inner = slope.unsqueeze(-2) * (pull @ V.mT.unsqueeze(1))  # (r, n, h, h)
-    i, j = torch.triu_indices(d, d, device=x.device)
-    pairs = x[..., i] * x[..., j]  # (r, n, d (d + 1) / 2): x x^T is symmetric
-    rest = now.bend * (r @ V.mT)  # (r, n, h)
+    samples, classes = now.p.shape[1:]
+    integer("the largest of labels", int(labels.max()), at_least=0, at_most=classes - 1)
+    return _assemble(now, (now.p - torch.nn.functional.one_hot(labels.long(), classes).to(now.p)) / samples)
 
-    def block(weight: Tensor) -> Tensor:
-        """``sum_n x x^T (x) weight`` for weights (r, n, m): (r, d, d, m)."""
-        half = weight.mT @ pairs
-        full = half.new_empty(runs, half.shape[1], d, d)
-        full[..., i, j] = half
-        full[..., j, i] = half
-        return full.permute(0, 2, 3, 1)
 
-    G = x.new_empty(runs, d * h + (h + 1) * k, d * h + (h + 1) * k)
-    first = d * h
-    G[:, :first, :first].view(runs, d, h, d, h).copy_(block(inner.flatten(2)).unflatten(-1, (h, h)).transpose(2, 3))
-    mixed = pull.unsqueeze(3) * a.unsqueeze(2).unsqueeze(-1)  # (r, n, h, h + 1, k)
-    G[:, :first, first:] = (x.mT @ mixed.flatten(2)).view(runs, first, -1)
-    G[:, first:, first:].view(runs, h + 1, k, h + 1, k).copy_(
-        ((a.unsqueeze(-1) * a.unsqueeze(-2)).flatten(2).mT @ S.flatten(2))
-        .view(runs, h + 1, h + 1, k, k)
-        .transpose(2, 3)
-    )
-    H = G.clone()
-    unit = torch.arange(h, device=x.device)
-    H[:, :first, :first].view(runs, d, h, d, h)[:, :, unit, :, unit] += block(rest).permute(3, 0, 1, 2)
-    drag = slope.unsqueeze(-1) * r.unsqueeze(-2)  # (r, n, h, k)
-    drag = (x.mT @ drag.flatten(2)).view(runs, d, h, k)
-    H[:, :first, first:].view(runs, d, h, h + 1, k)[:, :, unit, unit] += drag
-    for matrix in (G, H):
-        matrix[:, first:, :first] = matrix[:, :first, first:].mT
-    return tuple(matrix.index_select(1, now.order).index_select(2, now.order) for matrix in (H, G))
+@ok.takes(
+    inputs=ok.tensor("runs samples features"),
+    parameters=_four,
+    activation=ok.one_of(*ACTIVATIONS),
+)
+def gauss_newton(inputs: Tensor, parameters: Mapping[str, Tensor], activation: str = "relu") -> Tensor:
+    """The Gauss-Newton part of ``hessian``, which is the Fisher matrix, ``(runs, n, n)``; arguments as there."""
+    return _assemble(_Forward(inputs, parameters, activation), None)
 
 
 @ok.takes(
@@ -139,11 +148,11 @@ def hessians(
     activation=ok.one_of(*ACTIVATIONS),
 )
 def jacobians(inputs: Tensor, parameters: Mapping[str, Tensor], activation: str = "relu") -> Tensor:
-    """Gradients of the logits ``(runs, samples, k, n)``, in the order of ``hessians``; arguments as there."""
+    """Gradients of the logits ``(runs, samples, k, n)``, in the order of ``hessian``; arguments as there."""
     now = _Forward(inputs, parameters, activation)
     k = now.V.shape[2]
     outer = (now.slope.unsqueeze(-1) * now.V.unsqueeze(1)).transpose(2, 3)  # (r, n, k, h)
-    W = now.x.unsqueeze(2).unsqueeze(-1) * outer.unsqueeze(3)  # (r, n, k, d, h)
+    W = outer.unsqueeze(-1) * inputs.unsqueeze(2).unsqueeze(2)  # (r, n, k, h, d)
     eye = torch.eye(k, dtype=inputs.dtype, device=inputs.device)
     V = now.a.unsqueeze(2).unsqueeze(-1) * eye.unsqueeze(1)  # (r, n, k, h + 1, k)
-    return torch.cat([W.flatten(3), V.flatten(3)], -1).index_select(-1, now.order)
+    return torch.cat([W.flatten(3), outer, _tail(V)], -1)

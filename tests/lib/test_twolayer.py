@@ -25,7 +25,8 @@ def losses_of(net):
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_the_closed_form_is_the_matrix_of_the_products(random, activation):
     net = networks(random, activation=activation)
-    exact, part = twolayer.hessians(net.inputs, net.targets, net.parameters, activation)
+    exact = twolayer.hessian(net.inputs, net.targets, net.parameters, activation)
+    part = twolayer.gauss_newton(net.inputs, net.parameters, activation)
     like = torch.zeros(3, net.size, dtype=F64)
     product = cv.population_hessian_product(losses_of(net), net.state)
     torch.testing.assert_close(exact, cv.dense(product, like, chunk=7), rtol=0, atol=1e-12)
@@ -48,7 +49,7 @@ def test_the_hessian_is_that_of_a_double_loop_over_second_derivatives(random):
         row = torch.cat([g.flatten() for g in torch.autograd.grad(first[i], state, retain_graph=True)])
         for j in range(size):
             brute[i, j] = row[j]
-    exact, _ = twolayer.hessians(net.inputs, net.targets, net.parameters, "tanh")
+    exact = twolayer.hessian(net.inputs, net.targets, net.parameters, "tanh")
     torch.testing.assert_close(exact[0], brute, rtol=0, atol=1e-10)
     product = cv.population_hessian_product(losses_of(net), net.state)
     torch.testing.assert_close(cv.dense(product, brute[:1]), brute[None], rtol=0, atol=1e-10)
@@ -65,6 +66,6 @@ def test_jacobians_are_those_of_the_samples(random):
 def test_a_label_outside_the_classes_and_foreign_parameters_are_refused(random):
     net = networks(random)
     with pytest.raises(ParameterError, match="the largest of labels must be a whole number >= 0 and <= 2, got 9"):
-        twolayer.hessians(net.inputs, torch.full_like(net.targets, 9), net.parameters)
+        twolayer.hessian(net.inputs, torch.full_like(net.targets, 9), net.parameters)
     with pytest.raises(ParameterError, match="parameters must be those of 3 networks with 2 inputs"):
-        twolayer.hessians(net.inputs[..., :2].clone(), net.targets, net.parameters)
+        twolayer.hessian(net.inputs[..., :2].clone(), net.targets, net.parameters)
