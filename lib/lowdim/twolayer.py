@@ -50,13 +50,17 @@ class _Forward:
 
     def __init__(self, inputs, parameters, activation):
         W, b, V, c = (parameters[name] for name in NAMES)
-        runs, hidden = W.shape[:2]
-        wanted = [(runs, hidden, inputs.shape[-1]), (runs, hidden), (runs, V.shape[1], hidden), (runs, V.shape[1])]
-        if [tuple(part.shape) for part in (W, b, V, c)] != wanted or len(inputs) != runs:
-            shapes = ", ".join(str(tuple(part.shape)) for part in (W, b, V, c))
+        runs, hidden, size = W.shape
+        wanted = [(runs, hidden, size), (runs, hidden), (runs, V.shape[1], hidden), (runs, V.shape[1])]
+        for name, shape in zip(NAMES, wanted, strict=True):
+            if tuple(parameters[name].shape) != shape:
+                raise ParameterError(
+                    f"parameters must be those of networks with one hidden layer, {name!r} {shape}, got "
+                    f"{tuple(parameters[name].shape)}."
+                )
+        if (len(inputs), inputs.shape[2]) != (runs, size):
             raise ParameterError(
-                f"parameters must be those of {len(inputs)} networks with {inputs.shape[-1]} inputs and one hidden "
-                f"layer, got {shapes}."
+                f"inputs must be ({runs}, samples, {size}), as the parameters have it, got {tuple(inputs.shape)}."
             )
         self.x, self.V = _with_one(inputs), V.mT
         a, self.slope, self.bend = _derivatives(torch.baddbmm(b.unsqueeze(1), inputs, W.mT), activation)

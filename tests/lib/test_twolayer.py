@@ -67,5 +67,7 @@ def test_a_label_outside_the_classes_and_foreign_parameters_are_refused(random):
     net = networks(random)
     with pytest.raises(ParameterError, match="the largest of labels must be a whole number >= 0 and <= 2, got 9"):
         twolayer.hessian(net.inputs, torch.full_like(net.targets, 9), net.parameters)
-    with pytest.raises(ParameterError, match="parameters must be those of 3 networks with 2 inputs"):
+    with pytest.raises(
+        ParameterError, match=r"inputs must be \(3, samples, 4\), as the parameters have it, got \(3, 7, 2\)"
+    ):
         twolayer.hessian(net.inputs[..., :2].clone(), net.targets, net.parameters)
