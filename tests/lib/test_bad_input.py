@@ -306,7 +306,7 @@ CASES = [
     # twolayer
     *[Case(f, lambda f=f: dict(inputs=t(2, 5, 3), parameters=two_layers()) | (
             dict(labels=torch.ones(2, 5).long()) if f is twolayer.hessian else {}), {
-        "inputs": bad.tensor(ends=(0,)), "activation": bad.choice(),
+        "inputs": bad.tensor(ends=() if f is twolayer.hessian else (0,)), "activation": bad.choice(),
         "parameters": bad.only("wrong type", None, 3, "weights", [t(2, 4, 3)])
         + bad.only("one missing", {"bias.0": t(2, 4)})
         + bad.only("not finite", two_layers() | {"bias.0": t(2, 4) * float("nan")})
