@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import curvatures
 import descent
 import factors
 import phases
@@ -41,6 +42,8 @@ BENCHMARKS = {
     "phases-frames": phases.frames,
     "digits": sampling.digits,
     "populations": populations.mlps,
+    "exact-hessian": curvatures.exact_hessian,
+    "densities": curvatures.densities,
     "layouts": descent.layouts,
     "cp-predictors": predictors.cp_fits,
     "blast-factorization": structured.factorization,

@@ -1,4 +1,10 @@
-"""Curvature of a loss and stability of an iteration: Hessians, Lanczos, Lyapunov and Floquet exponents."""
+"""Curvature of a loss and stability of an iteration: Hessians, Lanczos, Lyapunov and Floquet exponents.
+
+The Hessian of a mean loss of outputs f splits exactly into ``G + R``: the Gauss-Newton matrix ``G = mean J^T l'' J``,
+with J the Jacobian of the outputs, and ``R = mean l' d^2 f``. For a loss that is minus the logarithm of a softmax (or
+of any exponential family in its natural parameters), G is the Fisher matrix. Products of all of them take populations:
+parameters have the runs on their first axis, vectors are ``(runs, n)``. ``lowdim.spectra`` goes on from products.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -46,20 +52,147 @@ def population_hessian_product(
 ) -> Callable[[Tensor], Tensor]:
     """Hessian-vector products of many independent runs at once: ``(runs, n) -> (runs, n)``.
 
+    The gradient is computed once, and its graph kept; a product is one backward pass through it.
+
     Args:
         losses: parameters -> ``(runs,)``, the loss of each run, which depends on that run's parameters alone.
         parameters: tensors with the runs on their first axis.
     """
-    point = tuple(p.detach() for p in parameters)
-    gradient = torch.func.grad(lambda x: losses(*x).sum())
-    sizes = [p[0].numel() for p in point]
+    point = tuple(p.detach().clone().requires_grad_() for p in parameters)
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(losses(*point).sum(), point, create_graph=True, materialize_grads=True)
+    curved = [i for i, slope in enumerate(slopes) if slope.requires_grad]
 
     def product(vectors: Tensor) -> Tensor:
-        pieces = vectors.split(sizes, dim=-1)
-        tangent = tuple(v.reshape(p.shape) for v, p in zip(pieces, point, strict=True))
-        return torch.cat([h.flatten(1) for h in torch.func.jvp(gradient, (point,), (tangent,))[1]], -1)
+        pieces = _split(vectors, point)
+        if not curved:
+            return torch.zeros_like(vectors)
+        seeds = [pieces[i] for i in curved]
+        found = torch.autograd.grad(
+            [slopes[i] for i in curved], point, seeds, retain_graph=True, materialize_grads=True
+        )
+        return _joined(found)
 
     return product
+
+
+def _split(vectors: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """``(runs, n)`` as tensors of the shapes of ``like``, which have the runs on their first axis."""
+    pieces = vectors.split([p[0].numel() for p in like], dim=-1)
+    return tuple(piece.reshape(p.shape) for piece, p in zip(pieces, like, strict=True))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """The inverse of ``_split``."""
+    return torch.cat([t.flatten(1) for t in tensors], -1)
+
+
+@ok.takes(outputs=ok.function, parameters=ok.tensors(finite=False), output_losses=ok.function)
+def gauss_newton_product(
+    outputs: Callable[..., Tensor], parameters: Sequence[Tensor], output_losses: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    """Products with the Gauss-Newton matrices of many runs at once: ``(runs, n) -> (runs, n)``.
+
+    Args:
+        outputs: parameters -> ``(runs, ...)``, what each run's model says about its samples.
+        parameters: tensors with the runs on their first axis.
+        output_losses: ``(runs, ...) -> (runs,)``, the loss as a function of the outputs. The matrix is
+            ``J^T (its Hessian) J``, positive semidefinite where this loss is convex.
+    """
+    point = tuple(p.detach() for p in parameters)
+    said, pull = torch.func.vjp(outputs, *point)
+    slope = torch.func.grad(lambda z: output_losses(z).sum())
+
+    def product(vectors: Tensor) -> Tensor:
+        moved = torch.func.jvp(outputs, point, _split(vectors, point))[1]
+        return _joined(pull(torch.func.jvp(slope, (said,), (moved,))[1]))
+
+    return product
+
+
+@ok.takes(
+    log_probabilities=ok.function,
+    parameters=ok.tensors(finite=False),
+    labels=ok.optional(ok.tensor("runs samples", floating=False, at_least=0)),
+)
+def fisher_product(
+    log_probabilities: Callable[..., Tensor], parameters: Sequence[Tensor], labels: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Products with the Fisher matrices of many runs at once: ``(runs, n) -> (runs, n)``.
+
+    The matrix is the mean over samples of ``g g^T``, g the gradient of a label's log-probability. The *true* one
+    averages over labels that the model itself would draw; the *empirical* one takes the labels of the data.
+
+    Args:
+        log_probabilities: parameters -> ``(runs, samples, classes)``.
+        parameters: tensors with the runs on their first axis.
+        labels: ``(runs, samples)`` whole numbers for the empirical matrix, ``None`` for the true one.
+
+    Raises:
+        ParameterError: labels that do not fit the log-probabilities, or outside the classes.
+    """
+    point = tuple(p.detach() for p in parameters)
+    said, pull = torch.func.vjp(log_probabilities, *point)
+    if labels is None:
+        weights = said.exp()
+    else:
+        if labels.shape != said.shape[:-1] or labels.is_floating_point():
+            raise ParameterError(
+                f"labels must be whole numbers {tuple(said.shape[:-1])}, got {labels.dtype} {tuple(labels.shape)}."
+            )
+        integer("the largest of labels", int(labels.max()), at_least=0, at_most=said.shape[-1] - 1)
+        weights = torch.nn.functional.one_hot(labels.long(), said.shape[-1]).to(said.dtype)
+    weights = weights / said.shape[1]
+
+    def product(vectors: Tensor) -> Tensor:
+        moved = torch.func.jvp(log_probabilities, point, _split(vectors, point))[1]
+        return _joined(pull(weights * moved))
+
+    return product
+
+
+@ok.takes(product=ok.function, like=ok.tensor("... n", finite=False), chunk=ok.count(1))
+def dense(product: Callable[[Tensor], Tensor], like: Tensor, chunk: int = 64) -> Tensor:
+    """The symmetric matrices ``(..., n, n)`` behind a product, from its values at the unit vectors.
+
+    Args:
+        product: ``(..., n) -> (..., n)``, as the functions of this module give them.
+        like: a tensor of the shape, type and device of the product's vectors; its values do not matter.
+        chunk: how many unit vectors are multiplied at once.
+    """
+    size = like.shape[-1]
+    matrix = like.new_empty(*like.shape, size)
+    for first in range(0, size, chunk):
+        count = min(chunk, size - first)
+        units = like.new_zeros(count, size)
+        units[:, first : first + count].fill_diagonal_(1)
+        units = units.reshape(count, *[1] * (like.dim() - 1), size).expand(count, *like.shape)
+        matrix[..., first : first + count, :] = torch.func.vmap(product)(units).movedim(0, -2)
+    return (matrix + matrix.mT).div_(2)
+
+
+@ok.takes(predict=ok.function, parameters=ok.tensors(finite=False), inputs=ok.tensor("runs samples ...", finite=False))
+def sample_jacobians(
+    predict: Callable[..., Tensor], parameters: Sequence[Tensor], inputs: Tensor, chunk: int | None = None
+) -> Tensor:
+    """The Jacobian of every output for every sample with respect to the parameters, ``(runs, samples, outputs, n)``.
+
+    Each sample's rows cost one backward pass of that sample alone.
+
+    Args:
+        predict: ``(*parameters, inputs (runs, 1, ...)) -> (runs, 1, outputs)``.
+        parameters: tensors with the runs on their first axis.
+        inputs: ``(runs, samples, ...)``.
+        chunk: samples at once; all by default.
+    """
+    point = tuple(p.detach() for p in parameters)
+
+    def rows(x: Tensor) -> Tensor:  # (runs, ...) -> (outputs, runs, n)
+        said, pull = torch.func.vjp(lambda *p: predict(*p, x.unsqueeze(1)).squeeze(1).sum(0), *point)
+        eye = torch.eye(len(said), dtype=said.dtype, device=said.device)
+        return torch.func.vmap(lambda unit: _joined(pull(unit)))(eye)
+
+    return torch.func.vmap(rows, in_dims=1, chunk_size=chunk)(inputs).movedim(2, 0)
 
 
 @ok.takes(product=ok.function, start=ok.tensor("... n"), steps=ok.count(1))

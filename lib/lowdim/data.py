@@ -223,6 +223,13 @@ FASHION = {
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+MNIST = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
 
 
 def movielens() -> Tensor:
@@ -244,9 +251,23 @@ def fashion_mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     Raises:
         DataError: a file cannot be had, or its checksum differs.
     """
+    return _idx("fashion", FASHION_URL, FASHION)
+
+
+def mnist() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """MNIST: pixels in 0..1 and labels, ``(60000, 784)`` for training, then ``(10000, 784)`` for test.
+
+    Raises:
+        DataError: a file cannot be had, or its checksum differs.
+    """
+    return _idx("mnist", MNIST_URL, MNIST)
+
+
+def _idx(prefix: str, url: str, checksums: dict[str, str]) -> tuple[np.ndarray, ...]:
+    """Images and labels in the format of MNIST's files, in the order of the names."""
     parts = []
-    for name, checksum in FASHION.items():
-        raw = gzip.decompress(fetch(f"fashion-{name}", FASHION_URL + name, checksum).read_bytes())
+    for name, checksum in checksums.items():
+        raw = gzip.decompress(fetch(f"{prefix}-{name}", url + name, checksum).read_bytes())
         header, shape = (16, (-1, 784)) if "images" in name else (8, (-1,))
         values = np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
         parts.append(values / np.float32(255) if "images" in name else values.astype(np.int64))

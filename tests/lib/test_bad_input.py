@@ -28,9 +28,11 @@ from lowdim import (
     robust,
     runtime,
     sensing,
+    spectra,
     stability,
     sweeps,
     training,
+    twolayer,
 )
 
 Case = bad.Case
@@ -53,6 +55,10 @@ def tuned(step=None, runs: int = 2) -> dict:
 
 def network(runs: int = 2):
     return networks.MatrixNetwork([t(runs, 4, 3), t(runs, 5, 4)], networks.Factorization(t(5, 3)), 0.01)
+
+
+def two_layers() -> dict:
+    return {"weight.0": t(2, 4, 3), "bias.0": t(2, 4), "weight.1": t(2, 3, 4), "bias.1": t(2, 3)}
 
 
 def symmetric(n: int = 3):
@@ -262,6 +268,50 @@ CASES = [
         "jacobians": bad.tensor(dims=False, ends=(1, 2))}),
     Case(curvature.lyapunov_exponent, lambda: dict(tangent_step=lambda v: v, vector=t(3), steps=2), {
         "tangent_step": bad.function(), "vector": bad.tensor(dims=False), "steps": RUNS, "burn_in": bad.count(0)}),
+    Case(curvature.gauss_newton_product, lambda: dict(outputs=lambda x: x, parameters=[t(2, 3)],
+                                                      output_losses=lambda z: z.sum(1)), {
+        "outputs": bad.function(), "parameters": bad.tensors(finite=False, dims=False),
+        "output_losses": bad.function()}),
+    Case(curvature.fisher_product, lambda: dict(
+        log_probabilities=lambda x: x.log_softmax(-1), parameters=[t(2, 4, 3)], labels=torch.ones(2, 4).long()), {
+        "log_probabilities": bad.function(), "parameters": bad.tensors(finite=False, dims=False),
+        "labels": bad.only("outside the classes", torch.full((2, 4), 3), torch.full((2, 4), -1))
+        + bad.only("wrong shape", torch.ones(2, 5).long(), torch.ones(2).long())
+        + bad.only("no numbers", t(2, 4), "3")}),
+    Case(curvature.dense, lambda: dict(product=lambda v: v, like=t(2, 3)), {
+        "product": bad.function(), "like": bad.tensor(finite=False, dims=False), "chunk": RUNS}),
+    Case(curvature.sample_jacobians, lambda: dict(
+        predict=lambda w, x: x @ w, parameters=[t(2, 3, 4)], inputs=t(2, 5, 3)), {
+        "predict": bad.function(), "parameters": bad.tensors(finite=False, dims=False),
+        "inputs": bad.tensor(finite=False, dims=False)}),
+    # spectra
+    Case(spectra.quadrature, lambda: dict(product=lambda v: v, probes=t(2, 5), steps=3), {
+        "product": bad.function(), "probes": bad.tensor(dims=False), "steps": bad.count(1, 5)}),
+    Case(spectra.density, lambda: dict(nodes=t(2, 3), weights=t(2, 3), grid=t(4), width=0.1), {
+        "nodes": bad.tensor(finite=False, dims=False), "weights": bad.tensor(finite=False, dims=False, ends=(1,)),
+        "grid": bad.tensor(), "width": EPS}),
+    Case(spectra.trace, lambda: dict(product=lambda v: v, like=t(2, 5), samples=6, generator=draw()), {
+        "product": bad.function(), "like": bad.tensor(finite=False, dims=False), "samples": bad.count(3),
+        "generator": bad.generator()}),
+    Case(spectra.fisher_rows, lambda: dict(jacobians=t(2, 4, 3, 5), probabilities=t(2, 4, 3)), {
+        "jacobians": bad.tensor(), "probabilities": bad.tensor(ends=(0, 1, 2), at_least=0)}),
+    Case(spectra.gram_eigenvalues, lambda: dict(rows=t(2, 4, 3)), {"rows": bad.tensor(dims=False)}),
+    Case(spectra.eigenvalues, lambda: dict(matrices=t(3, 3)), {"matrices": bad.tensor(dims=False, ends=(0,))}),
+    Case(spectra.count_outliers, lambda: dict(eigenvalues=t(2, 6), among=3), {
+        "eigenvalues": bad.tensor(dims=False), "among": bad.count(2, 6)}),
+    Case(spectra.near_zero, lambda: dict(eigenvalues=t(2, 6)), {
+        "eigenvalues": bad.tensor(dims=False), "relative": bad.real(above=0, below=1)}),
+    # twolayer
+    *[Case(f, lambda f=f: dict(inputs=t(2, 5, 3), parameters=two_layers()) | (
+            dict(labels=torch.ones(2, 5).long()) if f is twolayer.hessian else {}), {
+        "inputs": bad.tensor(ends=() if f is twolayer.hessian else (0,)), "activation": bad.choice(),
+        "parameters": bad.only("wrong type", None, 3, "weights", [t(2, 4, 3)])
+        + bad.only("one missing", {"bias.0": t(2, 4)})
+        + bad.only("not finite", two_layers() | {"bias.0": t(2, 4) * float("nan")})
+        + bad.only("wrong sizes", two_layers() | {"weight.1": t(2, 3, 5)}, two_layers() | {"bias.1": t(2, 2)})} | (
+        {"labels": bad.only("outside the classes", torch.full((2, 5), 3), torch.full((2, 5), -1))
+            + bad.only("wrong shape", torch.ones(2, 4).long())} if f is twolayer.hessian else {}))
+        for f in (twolayer.hessian, twolayer.gauss_newton, twolayer.jacobians)],
     # training
     Case(training.TanhPopulation, lambda: dict(
         inputs=t(2, 6, 3), targets=t(2, 6, 1), sizes=[3, 4, 1], eta=0.1, scale=1.0, generator=draw()), {

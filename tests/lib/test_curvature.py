@@ -62,6 +62,52 @@ def test_population_products_are_the_products_of_each_run(random):
         torch.testing.assert_close(together[run], product(vectors[run]), rtol=1e-9, atol=1e-10)
 
 
+def test_products_of_losses_without_curvature_in_some_parameters(random):
+    a, b = torch.randn(2, 3, generator=random, dtype=F64), torch.randn(2, 2, generator=random, dtype=F64)
+    product = cv.population_hessian_product(lambda a, b: a.square().sum(1) + b.sum(1), [a, b])
+    expected = torch.tensor([2.0, 2, 2, 0, 0], dtype=F64).diag().expand(2, 5, 5)
+    torch.testing.assert_close(cv.dense(product, torch.zeros(2, 5, dtype=F64), chunk=2), expected)
+    linear = cv.population_hessian_product(lambda a: a.sum(1), [a])
+    assert linear(torch.ones(2, 3, dtype=F64)).abs().max() == 0
+
+
+def softmax_models(random, runs=3, samples=6):
+    inputs = torch.randn(runs, samples, 4, generator=random, dtype=F64)
+    parameters = [
+        torch.randn(runs, 4, 5, generator=random, dtype=F64),
+        torch.randn(runs, 5, 3, generator=random, dtype=F64),
+    ]
+    return inputs, parameters, lambda w, v, x=inputs: (x @ w).tanh() @ v
+
+
+def test_gauss_newton_products_are_those_of_the_jacobians(random):
+    inputs, parameters, logits = softmax_models(random)
+    labels = torch.randint(0, 3, (3, 6), generator=random)
+    loss = lambda z: -z.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).mean((1, 2))
+    like = torch.zeros(3, 35, dtype=F64)
+    found = cv.dense(cv.gauss_newton_product(logits, parameters, loss), like)
+    jacobians = cv.sample_jacobians(logits, parameters, inputs)
+    p = logits(*parameters).softmax(-1)
+    middle = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+    brute = torch.einsum("rnka,rnkl,rnlb->rab", jacobians, middle, jacobians) / 6
+    torch.testing.assert_close(found, brute, rtol=0, atol=1e-12)
+    true = cv.dense(cv.fisher_product(lambda *w: logits(*w).log_softmax(-1), parameters), like)
+    torch.testing.assert_close(true, brute, rtol=0, atol=1e-12)  # for a softmax they are one matrix
+
+
+def test_empirical_fisher_is_the_covariance_of_the_samples_gradients(random):
+    inputs, parameters, logits = softmax_models(random, runs=1)
+    labels = torch.randint(0, 3, (1, 6), generator=random)
+    product = cv.fisher_product(lambda *w: logits(*w).log_softmax(-1), parameters, labels)
+    brute = torch.zeros(35, 35, dtype=F64)
+    for i in range(6):
+        own = [w[0].clone().requires_grad_() for w in parameters]
+        loss = torch.nn.functional.cross_entropy((inputs[0, i] @ own[0]).tanh() @ own[1], labels[0, i])
+        g = torch.cat([part.flatten() for part in torch.autograd.grad(loss, own)])
+        brute += torch.outer(g, g) / 6
+    torch.testing.assert_close(cv.dense(product, torch.zeros(1, 35, dtype=F64))[0], brute, rtol=0, atol=1e-12)
+
+
 def test_lanczos_finds_the_top_eigenvalues(random):
     matrix = symmetric(60, random)
     start = torch.randn(60, generator=random, dtype=F64)
