@@ -207,9 +207,18 @@ class _Network:
         """``K = J J^T / n`` of each run, ``(runs, n, n)`` in double precision."""
         raise NotImplementedError
 
+    def squares(self) -> Tensor:
+        """``|g_i|^2``, squared norms of the gradients of ``f(x_i)``, ``(runs, n)``: ``n`` times the diagonal of ``K``."""
+        raise NotImplementedError
+
     def trace(self) -> Tensor:
         """``Tr K`` of each run, ``(runs,)``, without the matrix."""
-        raise NotImplementedError
+        return self.squares().mean(1)
+
+    def gradient_norms(self) -> Tensor:
+        """Norms of the steps' gradients before clipping, one sample a batch: ``|f(x_i) - y_i| |g_i|``, ``(runs, n)``."""
+        residual = self.predict(self.inputs) - self._each.mT.double()
+        return residual.abs() * self.squares().sqrt()
 
 
 class DiagonalNetwork(_Network):
@@ -310,8 +319,8 @@ class DiagonalNetwork(_Network):
         x = self.inputs.double().unsqueeze(1)
         return ((x * self._sizes().unsqueeze(2)) @ x.mT / self._n).flatten(0, 1)
 
-    def trace(self) -> Tensor:
-        return (self._sizes() * self.inputs.double().square().mean(1, keepdim=True)).sum(2).flatten()
+    def squares(self) -> Tensor:
+        return (self._sizes() @ self.inputs.double().square().mT).flatten(0, 1)
 
 
 class ReluNetwork(_Network):
@@ -363,8 +372,9 @@ class ReluNetwork(_Network):
         ops, (a, hidden, active, pull) = self._ops, self._turned
         sample = x.unsqueeze(2)  # (groups, d, 1)
         ops.matmul(self._layer, sample.numpy() if self._native else sample, out=self._into)
-        ops.multiply(a, hidden > 0, out=pull)
-        ops.multiply(hidden, hidden > 0, out=active)
+        on = hidden > 0
+        ops.multiply(a, on, out=pull)
+        ops.multiply(hidden, on, out=active)
         self._dot(a, active, self._gap)
         ops.subtract(self._gap, y, out=self._gap)
         if self.clip:
@@ -419,11 +429,11 @@ class ReluNetwork(_Network):
         hidden.clamp_(min=0)
         return (hidden @ hidden.mT + inner * (pull @ pull.mT)) / self._n
 
-    def trace(self) -> Tensor:
+    def squares(self) -> Tensor:
         x = self.inputs.double()
         hidden, length = self._layers(x), x.square().sum(2).repeat_interleave(self._runs // len(x), 0)
         pull = (hidden > 0) * self.a.double().unsqueeze(1)
-        return (hidden.clamp_(min=0).square().sum(2) + length * pull.square().sum(2)).mean(1)
+        return hidden.clamp_(min=0).square().sum(2) + length * pull.square().sum(2)
 
 
 # ---------------------------------------------------------------- what the Gram matrix says about stability

@@ -85,7 +85,7 @@ def test_steps_are_autograds(model, native, clip, groups, batch):
 @models
 @pytest.mark.parametrize("groups", [1, 3])
 def test_gram_matrix_is_that_of_the_jacobian(model, groups):
-    network, parameters, inputs, _ = made(model, groups)
+    network, parameters, inputs, targets = made(model, groups)
     gram, trace = network.gram(), network.trace()
     for r in range(RUNS):
         own = tuple(p[r] for p in parameters)
@@ -96,6 +96,9 @@ def test_gram_matrix_is_that_of_the_jacobian(model, groups):
         found = {name: value[r] for name, value in gram_measures(gram).items()}
         same(found["trace"], fisher.trace())
         same(trace[r], fisher.trace())
+        same(network.squares()[r], jacobian.square().sum(1))
+        residual = network.predict(network.inputs)[r] - targets[r // (RUNS // groups)]
+        same(network.gradient_norms()[r], (residual.unsqueeze(1) * jacobian).norm(dim=1))
         same(found["frobenius"], fisher.norm())
         same(found["top"], torch.linalg.eigvalsh(fisher)[-1])
         same(found["fourth"], jacobian.square().sum(1).square().mean())
