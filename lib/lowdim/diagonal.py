@@ -178,15 +178,18 @@ class _Network:
         if keep is None:
             vars(self).update(self._whole)
         else:
+            groups, each = len(self.inputs), self._runs // len(self.inputs)
+            where = torch.arange(self._runs, device=keep.device).view(groups, each)
+            wanted = torch.isin(where, keep)
+            if bool((wanted == wanted[0]).all()):  # the same of each group: runs still share its data
+                own = own[:-2]
+            else:
+                self.inputs, self.targets = (t.repeat_interleave(each, 0) for t in (self.inputs, self.targets))
             for name in own:
-                if (tensor := getattr(self, name)) is None:
-                    continue
-                if name in ("inputs", "targets"):
-                    if len(tensor) == 1:  # shared by all
-                        continue
-                    tensor = tensor.repeat_interleave(self._runs // len(tensor), 0)
-                setattr(self, name, tensor[keep].contiguous())
-        self._prepare(self._native)
+                if (tensor := getattr(self, name)) is not None:
+                    setattr(self, name, tensor[keep].contiguous())
+        if len(self.clock):  # else none is left, and descend asks for all again next
+            self._prepare(self._native)
         return self.state
 
     @property

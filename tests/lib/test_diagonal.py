@@ -145,7 +145,7 @@ def test_groups_are_runs_on_their_own(model):
 
 
 @models
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2, None])
 def test_runs_that_leave_end_as_they_were_and_others_go_on(model, groups, batch):
     order = None if batch is None else sample_order(N, 40, batch, generator(5))
@@ -161,6 +161,16 @@ def test_runs_that_leave_end_as_they_were_and_others_go_on(model, groups, batch)
     for i, tensor in enumerate(now(model, other)):
         for r in range(RUNS):
             same(tensor[r], ends[i][r] if r in (1, 4) else now(model, plain)[i][r])
+
+
+@models
+@pytest.mark.parametrize("groups", [1, 3])
+def test_all_runs_may_leave(model, groups):
+    network, *_ = made(model, groups, order=sample_order(N, 40, 1, generator(5)))
+    path = train(network, 40, stop=lambda: network.loss() < 1e9, narrow=network.narrow, check=5)
+    assert path.stopped_at.tolist() == [5] * RUNS
+    network.step()
+    assert network.loss().shape == (RUNS,)
 
 
 @models
