@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowdim import checks as ok
-from lowdim.checks import ParameterError
+from lowdim.checks import ParameterError, brief
 
 DATA = dict(inputs=ok.tensor("n d", "groups n d"), targets=ok.tensor("n", "groups n"), eta=ok.values(at_least=0))
 
@@ -29,7 +29,10 @@ def _order(name: str, value, known: dict) -> None:
         return
     ok.tensor("steps batch", floating=False)(name, value, {})
     if value.dtype != torch.long or not 0 <= int(value.min()) <= int(value.max()) < known["n"]:
-        raise ParameterError(f"{name} must hold indices of {known['n']} samples, got {value.dtype} {value.aminmax()}.")
+        low, high = value.min().item(), value.max().item()
+        raise ParameterError(
+            f"{name} must hold whole numbers from 0 to {known['n'] - 1}, got {brief(value)}, {low} to {high}."
+        )
 
 
 OPTIONS = dict(order=_order, batch=ok.optional(ok.counts(1)), clip=ok.optional(ok.real(above=0)))
@@ -75,8 +78,10 @@ class _Network:
             used = torch.arange(most, device=first.device) < sizes.unsqueeze(1)
             self.weights = (used.to(**options) / sizes.unsqueeze(1)).expand(runs, most).contiguous()
         elif batch is not None and int(torch.as_tensor(batch).max()) > 1:
-            raise ParameterError(f"batch must be 1, as many as order has columns, got {ok.brief(batch)}.")
-        self.clock = torch.zeros(runs, dtype=torch.float64, device=first.device)  # steps taken; a run out of bounds: NaN
+            raise ParameterError(f"batch must be 1, as many as order has columns, got {brief(batch)}.")
+        self.clock = torch.zeros(
+            runs, dtype=torch.float64, device=first.device
+        )  # steps taken; a run out of bounds: NaN
         self._whole = None
         self._prepare(native=first.device.type == "cpu")
 
@@ -211,7 +216,7 @@ class _Network:
         raise NotImplementedError
 
     def squares(self) -> Tensor:
-        """``|g_i|^2``, squared norms of the gradients of ``f(x_i)``, ``(runs, n)``: ``n`` times the diagonal of ``K``."""
+        """``|g_i|^2``, squared norms of gradients: ``n`` times the diagonal of ``K``, ``(runs, n)``."""
         raise NotImplementedError
 
     def trace(self) -> Tensor:
@@ -219,7 +224,7 @@ class _Network:
         return self.squares().mean(1)
 
     def gradient_norms(self) -> Tensor:
-        """Norms of the steps' gradients before clipping, one sample a batch: ``|f(x_i) - y_i| |g_i|``, ``(runs, n)``."""
+        """``|f(x_i) - y_i| |g_i|``, norms of a step's gradient for ``B = 1`` before clipping, ``(runs, n)``."""
         residual = self.predict(self.inputs) - self._each.mT.double()
         return residual.abs() * self.squares().sqrt()
 
@@ -250,7 +255,9 @@ class DiagonalNetwork(_Network):
     _norm = math.sqrt(2.0)
 
     @ok.takes(a=ok.tensor("runs d"), b=ok.tensor("runs d"), **DATA, **OPTIONS)
-    def __init__(self, a: Tensor, b: Tensor, inputs: Tensor, targets: Tensor, eta, *, order=None, batch=None, clip=None):
+    def __init__(
+        self, a: Tensor, b: Tensor, inputs: Tensor, targets: Tensor, eta, *, order=None, batch=None, clip=None
+    ):
         self.uv = torch.stack([a + b, a - b], 1) / 2  # (runs, 2, d)
         self._setup(inputs, targets, eta, order, batch, clip)
 
@@ -342,7 +349,9 @@ class ReluNetwork(_Network):
     _norm = 1.0
 
     @ok.takes(a=ok.tensor("runs m"), w=ok.tensor("runs m d"), **DATA, **OPTIONS)
-    def __init__(self, a: Tensor, w: Tensor, inputs: Tensor, targets: Tensor, eta, *, order=None, batch=None, clip=None):
+    def __init__(
+        self, a: Tensor, w: Tensor, inputs: Tensor, targets: Tensor, eta, *, order=None, batch=None, clip=None
+    ):
         self.a, self.w = a.clone().contiguous(), w.clone().contiguous()
         self._setup(inputs, targets, eta, order, batch, clip)
 
