@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import descent
+import diagonal
 import factors
 import phases
 import predictors
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "scalars": descent.scalars,
     "sensing": descent.sensing,
     "batches": factors.batches,
+    "diagonal": diagonal.lockstep,
     "hessian": spectra.hessian,
     "phases-small": phases.small_complex,
     "phases-sweep": phases.sweep,
