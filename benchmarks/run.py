@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import curvatures
 import descent
+import diagonal
 import factors
 import phases
 import populations
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "scalars": descent.scalars,
     "sensing": descent.sensing,
     "batches": factors.batches,
+    "diagonal": diagonal.lockstep,
     "hessian": spectra.hessian,
     "phases-small": phases.small_complex,
     "phases-sweep": phases.sweep,

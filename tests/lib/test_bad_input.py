@@ -18,6 +18,7 @@ from lowdim import (
     curvature,
     data,
     descent,
+    diagonal,
     factorization,
     networks,
     orbits,
@@ -312,6 +313,25 @@ CASES = [
         {"labels": bad.only("outside the classes", torch.full((2, 5), 3), torch.full((2, 5), -1))
             + bad.only("wrong shape", torch.ones(2, 4).long())} if f is twolayer.hessian else {}))
         for f in (twolayer.hessian, twolayer.gauss_newton, twolayer.jacobians)],
+    # diagonal
+    Case(diagonal.sample_order, lambda: dict(n=5, steps=3, batch=2, generator=draw()), {
+        "n": RUNS, "steps": RUNS, "batch": bad.count(1, 5), "generator": bad.generator()}),
+    *[Case(model, lambda first=first, second=second: {
+            first[0]: first[1], second[0]: second[1], "inputs": t(4, 3), "targets": t(4), "eta": 0.1}, {
+        first[0]: bad.tensor(), second[0]: bad.tensor(ends=(1,)), "inputs": bad.tensor(ends=(1,)),
+        "targets": bad.tensor(ends=(0,)), "eta": ETA + bad.only("wrong length", t(5)),
+        "clip": bad.only("too small", 0, -1.0) + bad.only("not finite", bad.NAN, bad.INF)
+            + bad.only("wrong type", "3", [1.0]),
+        "batch": bad.only("too small", 0, -3) + bad.only("too large", 5, 9) + bad.only("wrong length", [1, 2, 3]),
+        "order": bad.only("wrong type", 3, "order") + bad.only("too large", torch.tensor([[4]]), torch.tensor([[0, 9]]))
+            + bad.only("too small", torch.tensor([[-1]])) + bad.only("flat", torch.tensor([0, 1]))})
+        for model, first, second in ((diagonal.DiagonalNetwork, ("a", t(2, 3)), ("b", t(2, 3))),
+                                     (diagonal.ReluNetwork, ("a", t(2, 5)), ("w", t(2, 5, 3))))],
+    Case(diagonal.gram_measures, lambda: dict(gram=t(2, 3, 3)), {
+        "gram": bad.tensor(finite=False, dims=False, ends=(1, 2))}),
+    Case(diagonal.stability_ratio, lambda: dict(gram=t(2, 3, 3), eta=0.1, batch=2), {
+        "gram": bad.tensor(finite=False, dims=False, ends=(1, 2)), "eta": ETA,
+        "batch": bad.only("too small", 0, -2, [0, 1]) + bad.only("not whole", 1.5)}),
     # training
     Case(training.TanhPopulation, lambda: dict(
         inputs=t(2, 6, 3), targets=t(2, 6, 1), sizes=[3, 4, 1], eta=0.1, scale=1.0, generator=draw()), {
