@@ -49,15 +49,33 @@ class Ensemble:
             )
         self.steps, self.lr = integer("steps", steps, at_least=1), number("lr", lr, above=0)
         self.warmup, self.clip, self.taken = number("warmup", warmup, at_least=0, at_most=1), clip, 0
-        self.parameters, self.buffers = stack_module_state(list(models))
-        self._base, self._models = models[0], list(models)
-        rest = [p for name, p in self.parameters.items() if p.dim() < 3 or name.endswith(tuple(undecayed))]
-        matrices = [p for p in self.parameters.values() if all(p is not other for other in rest)]
-        groups = [dict(params=matrices, weight_decay=decay), dict(params=rest, weight_decay=0.0)]
-        self._optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, foreach=True)
+        stacked, self.buffers = stack_module_state(list(models))
+        self._base, self._models, self._fixed = models[0], list(models), {}
+        groups = {decay: [], 0.0: []}
+        for name, p in stacked.items():
+            if not p.requires_grad:
+                self._fixed[name] = p
+            else:
+                groups[decay if p.dim() > 2 and not name.endswith(tuple(undecayed)) else 0.0].append(name)
+        # all parameters that share a decay are one tensor (runs, numbers): few and large operations in a step
+        self._names = [names for names in groups.values() if names]
+        self._shapes = {name: p.shape for name, p in stacked.items()}
+        self._flat = [torch.cat([stacked[n].detach().flatten(1) for n in names], 1) for names in self._names]
+        groups = [dict(params=[flat.requires_grad_()], weight_decay=d)
+                  for flat, d in zip(self._flat, [d for d, names in groups.items() if names], strict=True)]  # fmt: skip
+        self._optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
         one = lambda p, b, x, y: loss(functional_call(self._base, (p, b), (x,)), y)
         self._losses = vmap(one, randomness="different")
         self._outputs = vmap(lambda p, b, x: functional_call(self._base, (p, b), (x,)), in_dims=(0, 0, None))
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters by name, ``(runs, ...)``: views."""
+        views = dict(self._fixed)
+        for flat, names in zip(self._flat, self._names, strict=True):
+            parts = flat.split([self._shapes[name][1:].numel() for name in names], 1)
+            views |= {name: part.view(self._shapes[name]) for name, part in zip(names, parts, strict=True)}
+        return views
 
     def rate(self) -> float:
         """The learning rate of the next step."""
@@ -69,11 +87,10 @@ class Ensemble:
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step of all runs on batches ``(runs, ...)``; their losses before it, ``(runs,)``, without a sync."""
         losses = self._losses(self.parameters, self.buffers, inputs, targets)
-        trained = [p for p in self.parameters.values() if p.requires_grad]
-        for p, g in zip(trained, torch.autograd.grad(losses.sum(), trained), strict=True):
-            p.grad = g
+        for flat, gradient in zip(self._flat, torch.autograd.grad(losses.sum(), self._flat), strict=True):
+            flat.grad = gradient
         if self.clip is not None:
-            self._clip([p.grad for p in trained])
+            self._clip([flat.grad for flat in self._flat])
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate()
         self._optimizer.step()
@@ -82,10 +99,10 @@ class Ensemble:
 
     def _clip(self, gradients: list[Tensor]) -> None:
         """Scale each run's gradient to norm ``clip`` where it is larger."""
-        squares = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]).square().sum(0)
-        factor = (self.clip / (squares.sqrt() + 1e-6)).clamp(max=1)
+        norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
+        factor = (self.clip / (norms + 1e-6)).clamp(max=1)
         for g in gradients:
-            g.mul_(factor.view(-1, *[1] * (g.dim() - 1)))
+            g.mul_(factor[:, None])
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
@@ -94,8 +111,8 @@ class Ensemble:
 
     def models(self) -> list[nn.Module]:
         """The models passed in, with the trained parameters."""
-        for run, model in enumerate(self._models):
-            with torch.no_grad():
-                for name, p in model.named_parameters():
-                    p.copy_(self.parameters[name][run])
+        for name, values in self.parameters.items():
+            for model, value in zip(self._models, values, strict=True):
+                with torch.no_grad():
+                    model.get_parameter(name).copy_(value)
         return self._models

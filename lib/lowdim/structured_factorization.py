@@ -16,6 +16,7 @@ from lowdim.checks import ParameterError, choice, integer, number
 FORMS = ("paper", "released")
 CACHE_NUMBERS = 1 << 18  # numbers in a temporary that stays in a core's caches
 CHOLESKY_RANK = 64  # measured: the largest block that is better factorized at once
+SMALL_RANK = 12  # measured: up to this rank many systems are better eliminated side by side than one by one
 POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
 
 
@@ -182,7 +183,7 @@ class BlastDescent:
             gram.diagonal(dim1=-2, dim2=-1).add_(delta[:, None, None])
             change = _solve(gram.clone(), gradient.mT).mT
         else:
-            change = gradient / self._largest(which, runs, gram, also=gradient.mT[..., :1])[0][..., None, None]
+            change = gradient / self._largest(which, runs, gram, also=None)[0][..., None, None]
         change = change.mul_(-eta.view(-1, 1, 1, 1))
         # the loss is quadratic in the factor: no residual is needed, and nothing cancels against ||A||^2
         bend = change @ gram - delta.view(-1, 1, 1, 1) * change
@@ -195,37 +196,52 @@ class BlastDescent:
         delta = self._damping(runs, loss)[:, None, None, None]
         b, r = s.shape[-2:]
         fit = max(1, CACHE_NUMBERS // (len(u) * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
+        small = self.preconditioned and r <= SMALL_RANK
+        if small:  # systems on the last axis
+            gu, gv = (g.permute(2, 3, 0, 1).contiguous() for g in (gu, gv))
         for i in _pieces(b, max(1, fit // b)):
             for j in _pieces(b, min(b, fit)):
-                # W_ij = (U_i^T U_i) o (V_j^T V_j), (runs, i, j, r, r)
-                w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", len(u), i, j, r, r))
                 part = self._room("stack", len(u), i, j, *v.shape[2:])
                 right, old = torch.mul(self._au[:, i, j], v[:, None, j], out=part).sum(-2), s[:, i, j]  # diag(U'AV)
                 if self.preconditioned:  # s - eta (W + delta)^-1 (W s - right), without the product W s
+                    right.addcmul_(delta, old)
+                # W_ij = (U_i^T U_i) o (V_j^T V_j)
+                if small:
+                    w = torch.mul(gu[..., i, None], gv[..., None, j], out=self._room("w", r, r, len(u), i, j))
+                    w.diagonal(dim1=0, dim2=1).add_(delta)
+                    best = _eliminate(w.flatten(2), right.flatten(0, 2).T.contiguous()).T.view_as(old)
+                    old.lerp_(best, eta.expand_as(old))
+                    continue
+                w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", len(u), i, j, r, r))
+                if self.preconditioned:
                     w.diagonal(dim1=-2, dim2=-1).add_(delta)
-                    best = _solve(w, torch.addcmul(right, delta, old).unsqueeze(-1)).squeeze(-1)
+                    best = _solve(w, right.unsqueeze(-1)).squeeze(-1)
                     old.lerp_(best, eta.expand_as(old))
                 else:
-                    top, image = self._largest(2, runs, w, i, j, also=old.unsqueeze(-1))
-                    old -= eta * (image.squeeze(-1) - right) / top[..., None]
+                    top, image = self._largest(2, runs, w, i, j, also=old)
+                    old -= eta * (image - right) / top[..., None]
 
     def _damping(self, runs: slice, loss: Tensor) -> Tensor:
         return self._delta0[runs] * loss.clamp(min=0).sqrt()
 
     def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice, also: Tensor):
-        """Largest eigenvalues of Gram matrices, and the matrices times ``also (..., r, 1)``, in the same product.
+        """Largest eigenvalues of Gram matrices, and the matrices times ``also (..., r)`` where it is given.
 
         Power iteration from the last vectors, plus the residual's norm, so that a step is rather too short.
         """
         vectors = self._tops[which][(runs, *rows)]
-        unit = vectors.unsqueeze(-1)
+        # one vector a matrix: batched products take longer than multiplying and adding up
+        times = lambda x: torch.mul(gram, x.unsqueeze(-2), out=self._room("image", *gram.shape)).sum(-1)
+        unit = vectors
         for _ in range(POWER_STEPS):
-            unit = gram @ unit
-            unit = unit / unit.norm(dim=-2, keepdim=True)
-        image, other = (gram @ torch.cat([unit, also], -1)).split([1, also.shape[-1]], -1)
-        value = (unit * image).sum(-2, keepdim=True)
-        vectors.copy_(unit.squeeze(-1))
-        return (value + (image - value * unit).norm(dim=-2, keepdim=True)).flatten(-3), other
+            unit = times(unit)
+            unit = unit / unit.norm(dim=-1, keepdim=True)
+        image = times(unit)
+        value = (unit * image).sum(-1, keepdim=True)
+        vectors.copy_(unit)
+        return (value + (image - value * unit).norm(dim=-1, keepdim=True)).squeeze(-1), None if also is None else times(
+            also
+        )
 
     def _exact_loss(self, runs: slice) -> Tensor:
         """From the residual, which the next step needs for the gradient in ``U``."""
@@ -263,6 +279,23 @@ def _pieces(total: int, width: int):
     """Slices of at most ``width`` (at least 1) that cover ``0..total``."""
     width = max(1, width)
     return (slice(first, min(first + width, total)) for first in range(0, total, width))
+
+
+def _eliminate(w: Tensor, right: Tensor) -> Tensor:
+    """``w^-1 right`` for many small positive definite systems ``(r, r, systems)``, ``(r, systems)``; overwrites both.
+
+    Every operation runs along the systems: ``w = L D L^T``, no square roots.
+    """
+    for k in range(len(w) - 1):
+        below, column = w[k + 1 :, k + 1 :], w[k + 1 :, k]
+        scaled = column / w[k, k]
+        below.addcmul_(scaled[:, None], column[None], value=-1)
+        right[k + 1 :].addcmul_(scaled, right[k], value=-1)
+        column.copy_(scaled)
+    right /= w.diagonal().T
+    for k in range(len(w) - 1, 0, -1):
+        right[:k].addcmul_(w[k, :k], right[k], value=-1)
+    return right
 
 
 def _solve(gram: Tensor, right: Tensor) -> Tensor:
