@@ -171,7 +171,12 @@ def dense(product: Callable[[Tensor], Tensor], like: Tensor, chunk: int = 64) ->
     return (matrix + matrix.mT).div_(2)
 
 
-@ok.takes(predict=ok.function, parameters=ok.tensors(finite=False), inputs=ok.tensor("runs samples ...", finite=False))
+@ok.takes(
+    predict=ok.function,
+    parameters=ok.tensors(finite=False),
+    inputs=ok.tensor("runs samples ...", finite=False),
+    chunk=ok.optional(ok.count()),
+)
 def sample_jacobians(
     predict: Callable[..., Tensor], parameters: Sequence[Tensor], inputs: Tensor, chunk: int | None = None
 ) -> Tensor:

@@ -8,10 +8,11 @@ import pytest
 import test_bad_input
 import test_bad_input_inverse
 import test_bad_input_models
+import test_bad_input_populations
 
 import lowdim
 
-TABLES = (test_bad_input, test_bad_input_models, test_bad_input_inverse)
+TABLES = (test_bad_input, test_bad_input_models, test_bad_input_inverse, test_bad_input_populations)
 MODULES = sorted(module.name for module in pkgutil.iter_modules(lowdim.__path__))
 
 RESULT = "a result: the library makes it"
@@ -43,6 +44,10 @@ EXCEPTIONS = {
     "phase_retrieval.in_groups": "a decorator of the solvers",
     "phase_retrieval.recorder": INNER,
     "phase_retrieval.small_inverse": INNER,
+    "populations.Population": "a base class",
+    "populations.check_data": "a check itself",
+    "populations.check_labels": "a check itself",
+    "populations.check_stacked": "a check itself",
     "posterior.Moment": RESULT,
     "posterior.Solution": RESULT,
     "predictors.Fit": RESULT,
@@ -85,6 +90,7 @@ FREE = {
     "networks.network": "scale",
     "orbits.balanced_map": "sigma",
     "orbits.balanced_slope": "sigma",
+    "interpolation.along": "inputs targets",
     "plots.band": "x line",
     "plots.branches": "x dots",
     "plots.mark": "line",
@@ -112,6 +118,7 @@ FREE = {
     "sweeps.plan": "record options",
     "sweeps.sweep": "options",
     "tensors.check_ranks": "name",
+    "trainer.train": "options",
     "video.clip_named": "shape size step",
 }
 
