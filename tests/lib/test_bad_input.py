@@ -284,7 +284,8 @@ CASES = [
     Case(curvature.sample_jacobians, lambda: dict(
         predict=lambda w, x: x @ w, parameters=[t(2, 3, 4)], inputs=t(2, 5, 3)), {
         "predict": bad.function(), "parameters": bad.tensors(finite=False, dims=False),
-        "inputs": bad.tensor(finite=False, dims=False), "chunk": bad.count()}),
+        "inputs": bad.tensor(finite=False, dims=False),
+        "chunk": bad.only("wrong type", "3", 2.5) + bad.only("too small", 0, -1)}),
     # spectra
     Case(spectra.quadrature, lambda: dict(product=lambda v: v, probes=t(2, 5), steps=3), {
         "product": bad.function(), "probes": bad.tensor(dims=False), "steps": bad.count(1, 5)}),

@@ -118,6 +118,7 @@ FREE = {
     "sweeps.plan": "record options",
     "sweeps.sweep": "options",
     "tensors.check_ranks": "name",
+    "trainer.side_by_side": "options",
     "trainer.train": "options",
     "video.clip_named": "shape size step",
 }
