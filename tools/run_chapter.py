@@ -85,6 +85,7 @@ def execute(chapter: Chapter, knobs: dict, work: Path, watchdog: Watchdog) -> nb
                 str(work / "input.ipynb"), str(work / "failed.ipynb"), knobs, kernel_name="python3", cwd=str(work),
                 progress_bar=False, log_output=False,
                 request_save_on_cell_execute=False,  # it saves at the end, and when a cell fails
+                shutdown_kernel="immediate",  # everything is written by then; a polite end takes two seconds
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())
