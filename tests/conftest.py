@@ -31,8 +31,8 @@ class _Units(LoadFileScheduling):
 
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
-        found = re.search(UNITS.get(file, "$"), nodeid)
-        return f"{file} {found.group()}"
+        found = re.search(UNITS[file], nodeid) if file in UNITS else None
+        return f"{file} {found.group()}" if found else file
 
 
 def pytest_xdist_make_scheduler(config, log):
