@@ -21,8 +21,12 @@ from folders import stamp  # noqa: E402
 SLUGS = os.environ.get("CHAPTERS", "").split() or [chapter.slug for chapter in all_chapters()]
 SCRATCH = ROOT / "build" / "through-slurm"
 TIMES = ("date", "runtime_s")
-# Pictures with an axis in seconds; the data beside them have none, and are compared.
-TIMED = {"dln-compression": {"factorization.dark.png"}}
+# Measured seconds: a picture with an axis in seconds (the data beside it have none, and are compared), and a figure of
+# nothing but seconds, on which no claim rests.
+TIMED = {
+    "dln-compression": {"factorization.dark.png"},
+    "blast": {"speed.npz", "speed.csv", "speed.dark.png"},
+}
 STEP_MB = 100  # peak memory is rounded up to a multiple, and may fall on either side of one
 
 
