@@ -56,8 +56,11 @@ def kernel_of(process, deadline=30):
     until = time.time() + deadline
     while time.time() < until and process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
-            if "ipykernel_launcher" in " ".join(child.cmdline()):
-                return child
+            try:
+                if "ipykernel_launcher" in " ".join(child.cmdline()):
+                    return child
+            except psutil.NoSuchProcess:  # a helper of the runner that ended while it was looked at (a zombie is one)
+                continue
         time.sleep(0.1)  # a look goes through all processes of the machine
     raise AssertionError("no kernel was started")
 
