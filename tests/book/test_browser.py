@@ -18,6 +18,7 @@ SITE = ROOT / "_build/html"
 CHAPTERS = [f"{chapter.docname}.html" for chapter in all_chapters()]
 PAGES = [f"{name}.html" for name in documents()]
 WIDTHS = {"phone": 390, "laptop": 1280}
+SCHEMES = ["light", "dark"]
 AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
 
 
@@ -39,6 +40,15 @@ FOCUS = """() => { const it = document.activeElement, look = () => { const s = g
   it.blur(); const then = look(); it.focus(); return now.some((value, k) => value != then[k]); }"""
 
 
+# What axe-core finds: against WCAG anywhere on the page, against good practice inside the article.
+VIOLATIONS = """async () => { const wcag = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa'];
+  const within = node => document.querySelector(node.target[0])?.closest('article');
+  const options = {runOnly: [...wcag, 'best-practice'], resultTypes: ['violations']};
+  return (await axe.run(document, options)).violations.map(v => { const hard = v.tags.some(tag => wcag.includes(tag));
+    const nodes = hard ? v.nodes : v.nodes.filter(within);
+    return nodes.length && {id: v.id, impact: v.impact, wcag: hard, html: nodes[0].html}; }).filter(Boolean); }"""
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
@@ -56,6 +66,7 @@ class View:
     """A page in a browser window, with everything it asked for and complained about."""
 
     def __init__(self, browser, address, page, width=1280, scheme="light", **options):
+        self.address, self.scheme = address, scheme
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
         self.page, self.requests, self.errors = self.context.new_page(), [], []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -78,80 +89,107 @@ class View:
         self.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
-@pytest.mark.parametrize("page", PAGES)
-def test_page_loads_fits_and_shows_its_figures(browser, address, page, width, scheme):
-    with View(browser, address, page, width, scheme) as view:
+@pytest.fixture(scope="module", params=[(page, scheme) for page in PAGES for scheme in SCHEMES], ids="-".join)
+def sheet(request, browser, address):
+    """A page in one of the two themes, loaded on a phone; its tests share the load, which is what costs."""
+    with View(browser, address, request.param[0], WIDTHS["phone"], request.param[1]) as view:
+        yield view
+
+
+@pytest.fixture(scope="module", params=CHAPTERS)
+def chapter(request, browser, address):
+    """A chapter on a laptop, read to its end; the tests that share it leave it as they found it."""
+    with View(browser, address, request.param) as view:
+        view.name = request.param.removesuffix(".html")
         view.read_through()
-        assert [url for url in view.requests if not url.startswith((address, "data:", "blob:"))] == []
-        assert view.errors == []
-        assert view.page.evaluate("document.documentElement.scrollWidth") <= width
-        shown = view.page.evaluate(IMAGES)
-        for loaded, wide, classes, ratio, natural in shown:
-            assert loaded
-            assert 200 < wide <= width
-            assert ("on-dark" if scheme == "light" else "on-light") not in classes
-            assert ratio == pytest.approx(natural, rel=0.02)
+        yield view
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_mathematics_is_rendered(browser, address, page):
-    with View(browser, address, page) as view:
-        view.page.wait_for_selector("mjx-container", timeout=20_000)
-        assert view.page.locator("mjx-container").count() > 20
-        assert view.page.locator("mjx-merror").count() == 0
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_page_loads_fits_and_shows_its_figures(sheet, width):
+    sheet.page.set_viewport_size({"width": width, "height": 900})
+    sheet.read_through()
+    assert [url for url in sheet.requests if not url.startswith((sheet.address, "data:", "blob:"))] == []
+    assert sheet.errors == []
+    assert sheet.page.evaluate("document.documentElement.scrollWidth") <= width
+    for loaded, wide, classes, ratio, natural in sheet.page.evaluate(IMAGES):
+        assert loaded
+        assert 200 < wide <= width
+        assert ("on-dark" if sheet.scheme == "light" else "on-light") not in classes
+        assert ratio == pytest.approx(natural, rel=0.02)
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_interactive_figure_with_the_keyboard(browser, address, page):
-    with View(browser, address, page) as view:
-        box = view.page.locator(".interactive").first
-        box.scroll_into_view_if_needed()
-        view.page.wait_for_selector(".interactive .main-svg", timeout=20_000)
-        slider, said = box.locator("input[type=range]"), box.locator("output")
-        before = said.inner_text(), box.locator(".interactive-plot").inner_html()
-        slider.focus()
-        last = slider.input_value() == slider.get_attribute("max")
-        view.page.keyboard.press("ArrowLeft" if last else "ArrowRight")
-        view.page.wait_for_timeout(300)
-        assert said.inner_text() != before[0]
-        assert box.locator(".interactive-plot").inner_html() != before[1]
-        assert not box.locator(".interactive-still").is_visible()
-        view.page.emulate_media(media="print")
-        assert box.locator(".interactive-still").is_visible()
+def test_accessibility(sheet):
+    """axe-core finds nothing against WCAG A and AA on the whole page, and nothing serious against good practice in the
+    article: contrast, names, roles, order of headings, lists, tables."""
+    sheet.page.set_viewport_size({"width": WIDTHS["laptop"], "height": 900})
+    sheet.page.wait_for_timeout(500)
+    sheet.page.evaluate(AXE)
+    found = sheet.page.evaluate(VIOLATIONS)
+    loud = [v for v in found if v["wcag"] or v["impact"] in ("serious", "critical") or v["id"] == "heading-order"]
+    assert [f"{v['id']}: {v['html'][:150]}" for v in loud] == []
+
+
+def test_mathematics_is_rendered(chapter):
+    chapter.page.wait_for_selector("mjx-container", timeout=20_000)
+    assert chapter.page.locator("mjx-container").count() > 20
+    assert chapter.page.locator("mjx-merror").count() == 0
+
+
+def test_the_page_is_light_and_loads_plotly_at_most_once(chapter):
+    """Every interactive figure within 3 MB; the shared script is asked for once, and only when it is needed."""
+    for spec in chapter.page.locator(".interactive").all():
+        assert len(spec.inner_html()) < 3_000_000
+    chapter.page.locator(".interactive").last.scroll_into_view_if_needed()
+    chapter.page.wait_for_selector(".interactive .main-svg", timeout=20_000)
+    assert sum("plotly" in url for url in chapter.requests) == 1
+
+
+def test_interactive_figure_with_the_keyboard(chapter):
+    box = chapter.page.locator(".interactive").first
+    box.scroll_into_view_if_needed()
+    box.locator(".main-svg").first.wait_for(timeout=20_000)
+    slider, said = box.locator("input[type=range]"), box.locator("output")
+    before = said.inner_text(), box.locator(".interactive-plot").inner_html()
+    slider.focus()
+    last = slider.input_value() == slider.get_attribute("max")
+    chapter.page.keyboard.press("ArrowLeft" if last else "ArrowRight")
+    chapter.page.wait_for_timeout(300)
+    assert said.inner_text() != before[0]
+    assert box.locator(".interactive-plot").inner_html() != before[1]
+    assert not box.locator(".interactive-still").is_visible()
+    chapter.page.emulate_media(media="print")
+    assert box.locator(".interactive-still").is_visible()
+    chapter.page.emulate_media(media="screen")
+
+
+def test_a_figure_can_be_downloaded(chapter):
+    with chapter.page.expect_download() as download:
+        chapter.page.locator(".figure-data a[download]").first.click()
+    assert download.value.suggested_filename.endswith(".npz")
+    with np.load(download.value.path()) as arrays:  # gone when the window closes
+        assert arrays.files
+
+
+def test_every_way_to_rerun_leads_to_the_published_notebook(chapter):
+    notebook = f"notebooks/{chapter.name}.ipynb"
+    chapter.page.evaluate("window.scrollTo(0, 0)")
+    chapter.page.locator(".dropdown-launch-buttons button").click()
+    ends = {"Colab": f"/blob/gh-pages/{notebook}", "Binder": f"/gh-pages?urlpath=lab/tree/{notebook}"}
+    for name, end in ends.items():
+        link = chapter.page.locator(".dropdown-launch-buttons a", has_text=name)
+        assert link.is_visible()
+        assert link.get_attribute("href").endswith(end)
+    chapter.page.locator(".dropdown-download-buttons button.dropdown-toggle").click()
+    with chapter.page.expect_download() as download:
+        chapter.page.locator(".dropdown-download-buttons a", has_text=".ipynb").click()
+    assert Path(download.value.path()).read_bytes() == (SITE / notebook).read_bytes()
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_without_scripts_a_still_image_stands_in(browser, address, page):
     with View(browser, address, page, java_script_enabled=False) as view:
         assert view.page.locator(".interactive-still").first.is_visible()
-
-
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_a_figure_can_be_downloaded(browser, address, page):
-    with View(browser, address, page) as view:
-        with view.page.expect_download() as download:
-            view.page.locator(".figure-data a[download]").first.click()
-        assert download.value.suggested_filename.endswith(".npz")
-        with np.load(download.value.path()) as arrays:  # gone when the window closes
-            assert arrays.files
-
-
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_every_way_to_rerun_leads_to_the_published_notebook(browser, address, page):
-    notebook = f"notebooks/{page.removesuffix('.html')}.ipynb"
-    with View(browser, address, page) as view:
-        view.page.locator(".dropdown-launch-buttons button").click()
-        ends = {"Colab": f"/blob/gh-pages/{notebook}", "Binder": f"/gh-pages?urlpath=lab/tree/{notebook}"}
-        for name, end in ends.items():
-            link = view.page.locator(".dropdown-launch-buttons a", has_text=name)
-            assert link.is_visible()
-            assert link.get_attribute("href").endswith(end)
-        view.page.locator(".dropdown-download-buttons button.dropdown-toggle").click()
-        with view.page.expect_download() as download:
-            view.page.locator(".dropdown-download-buttons a", has_text=".ipynb").click()
-        assert Path(download.value.path()).read_bytes() == (SITE / notebook).read_bytes()
 
 
 def test_the_theme_button_turns_the_page_and_its_figures_dark(browser, address):
@@ -195,34 +233,6 @@ def test_the_scoreboard_searches_filters_and_sorts(browser, address):
         failed = view.page.locator("tr.chapter:visible td:nth-child(4)").all_inner_texts()
         assert failed
         assert "0" not in failed
-
-
-@pytest.mark.parametrize("page", CHAPTERS)
-def test_the_page_is_light_and_loads_plotly_at_most_once(browser, address, page):
-    """Every interactive figure within 3 MB; the shared script is asked for once, and only when it is needed."""
-    with View(browser, address, page) as view:
-        for spec in view.page.locator(".interactive").all():
-            assert len(spec.inner_html()) < 3_000_000
-        view.read_through()
-        view.page.locator(".interactive").last.scroll_into_view_if_needed()
-        view.page.wait_for_selector(".interactive .main-svg", timeout=20_000)
-        assert sum("plotly" in url for url in view.requests) == 1
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("page", PAGES)
-def test_accessibility(browser, address, page, scheme):
-    """axe-core finds nothing against WCAG A and AA on the whole page, and nothing serious against good practice in the
-    article: contrast, names, roles, order of headings, lists, tables."""
-    with View(browser, address, page, scheme=scheme) as view:
-        view.page.wait_for_timeout(500)
-        view.page.evaluate(AXE)
-        rules = "['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']"
-        found = view.page.evaluate(f"axe.run(document, {{runOnly: {rules}}})")["violations"]
-        assert [f"{v['id']}: {v['nodes'][0]['html'][:150]}" for v in found] == []
-        found = view.page.evaluate("axe.run('article', {runOnly: ['best-practice']})")["violations"]
-        loud = [v for v in found if v["impact"] in ("serious", "critical") or v["id"] == "heading-order"]
-        assert [f"{v['id']}: {v['nodes'][0]['html'][:150]}" for v in loud] == []
 
 
 def test_the_keyboard_alone_reaches_the_text_the_menu_and_the_tools(browser, address):
