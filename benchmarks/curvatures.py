@@ -4,7 +4,7 @@ import torch
 from timing import race
 
 from lowdim import twolayer
-from lowdim.curvature import dense, population_hessian_product
+from lowdim.curvature import dense, fisher_product, gauss_newton_product, population_hessian_product
 from lowdim.mlps import MLP, mlp_parameters
 from lowdim.runtime import generator
 from lowdim.spectra import quadrature
@@ -70,3 +70,52 @@ def densities(runs: int = 16, sizes=(64, 16, 5), samples: int = 50, steps: int =
     )
     ratio = times["one after another"]["seconds"] / times["at once"]["seconds"]
     return times, {"one after another / at once": ratio}, {"one after another / at once": 4}
+
+
+def population_products(runs: int = 8, sizes=(64, 32, 5), samples: int = 100):
+    """Hessian, Gauss-Newton and Fisher products of 8 networks at once, against curvlinops (if installed) one by one."""
+    net = _network(runs, sizes, samples)
+    named = lambda state: dict(zip(net.parameters, state, strict=True))
+    outputs = lambda *state: net.outputs(net.inputs, named(state))
+    logs = lambda *state: outputs(*state).log_softmax(-1)
+    losses = lambda said: torch.func.vmap(torch.nn.functional.cross_entropy)(said, net.targets)
+    vectors = torch.randn(runs, net.size, generator=generator(1), dtype=F64)
+    ours = {
+        "Hessian": _product(net),
+        "Gauss-Newton": gauss_newton_product(outputs, net.state, losses),
+        "empirical Fisher": fisher_product(logs, net.state, net.targets),
+    }
+    times = race({name: lambda f=f: f(vectors) for name, f in ours.items()}, repeats=5)
+    true = fisher_product(logs, net.state)(vectors)
+    apart = {"true Fisher from Gauss-Newton": _apart(true, ours["Gauss-Newton"](vectors))}
+    shares = {}
+    try:
+        import curvlinops
+    except ModuleNotFoundError:
+        pass
+    else:
+        rivals = {"Hessian": curvlinops.HessianLinearOperator, "Gauss-Newton": curvlinops.GGNLinearOperator,
+                  "empirical Fisher": curvlinops.EFLinearOperator}  # fmt: skip
+        for name, kind in rivals.items():
+            theirs = [_rival(kind, net, run) for run in range(runs)]
+            one_by_one = lambda theirs=theirs: torch.stack([f @ v for f, v in zip(theirs, vectors, strict=True)])
+            apart[f"{name} from curvlinops"] = _apart(ours[name](vectors), one_by_one())
+            times |= race({f"{name}, curvlinops": one_by_one}, repeats=5)
+            shares[f"{name}: one by one / at once"] = times[f"{name}, curvlinops"]["seconds"] / times[name]["seconds"]
+    apart = {f"largest relative difference, {name}": value for name, value in apart.items()}
+    return times, shares | apart, dict.fromkeys(apart, -1e-10)
+
+
+def _apart(ours, theirs) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def _rival(kind, net: MLP, run: int):
+    """curvlinops' matrix of one network of the population."""
+    model = torch.nn.Sequential(*[layer for name, weight in net.parameters.items() if weight.dim() == 3 for layer in (
+        torch.nn.Linear(weight.shape[2], weight.shape[1], dtype=F64), torch.nn.ReLU())][:-1])  # fmt: skip
+    with torch.no_grad():
+        for theirs, ours in zip(model.parameters(), net.parameters.values(), strict=True):
+            theirs.copy_(ours[run])
+    data = [(net.inputs[run], net.targets[run])]
+    return kind(model, torch.nn.CrossEntropyLoss(), list(model.parameters()), data, check_deterministic=False)

@@ -46,6 +46,7 @@ BENCHMARKS = {
     "populations": populations.mlps,
     "exact-hessian": curvatures.exact_hessian,
     "densities": curvatures.densities,
+    "population-products": curvatures.population_products,
     "layouts": descent.layouts,
     "cp-predictors": predictors.cp_fits,
     "blast-factorization": structured.factorization,

@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
@@ -58,6 +59,22 @@ def parallel(function, jobs, workers: int = 2) -> list:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(max(1, min(workers, cores))) as pool:
         return list(pool.map(function, jobs))
+
+
+@ok.takes(jobs=ok.mapping, random=ok.optional(ok.generator), workers=ok.count())
+def run_jobs(jobs: Mapping, random: torch.Generator | None = None, workers: int = 2) -> dict:
+    """``{name: job()}`` for named, independent jobs, side by side as in :func:`parallel`.
+
+    Args:
+        random: if given, each job is called with a generator of its own, spawned from this one, so that what a job
+            draws depends on its place among the jobs and not on the threads.
+    """
+    if random is None:
+        done = parallel(lambda job: job(), jobs.values(), workers)
+    else:
+        own = spawn(random, max(1, len(jobs)))
+        done = parallel(lambda pair: pair[0](pair[1]), list(zip(jobs.values(), own, strict=False)), workers)
+    return dict(zip(jobs, done, strict=True))
 
 
 @ok.takes(device=ok.kind(torch.device, "a torch.device"))

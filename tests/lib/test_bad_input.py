@@ -418,6 +418,9 @@ CASES = [
     Case(functools.wraps(runtime.pick_device)(lambda device: runtime.pick_device(device)), lambda: dict(device="cpu"), {
         "device": bad.choice() + bad.only("no such GPU", "cuda:99", "cuda:999")}),
     Case(runtime.parallel, lambda: dict(function=str, jobs=[1, 2]), {"function": bad.function(), "workers": RUNS}),
+    Case(runtime.run_jobs, lambda: dict(jobs={"a": lambda own: 1}, random=torch.Generator(), workers=1),
+         {"jobs": bad.only("wrong type", 3, [len], None, {"a": 3}), "random": bad.only("wrong type", 7, "cpu", 0.5),
+          "workers": RUNS}),
     Case(runtime.spawn, lambda: dict(random=torch.Generator(), count=2), {"random": bad.generator(), "count": RUNS}),
     Case(runtime.generator, lambda: dict(seed=3), {"seed": bad.count(0, 2**63 - 1)}),
     *[Case(f, lambda: dict(device=torch.device("cpu")), {"device": bad.only("wrong type", None, "cpu", 0)})
