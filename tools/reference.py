@@ -1,19 +1,28 @@
 """Renew the references of chapters from the last quick run: a small notebook for nbval, results for pytest.
 
     python tools/reference.py [SLUG ...]
-    python tools/reference.py --stage      copies the notebooks to build/nbval, where nbval may leave files
+    python tools/reference.py --stage      puts them into build/nbval as nbval runs them: as a reader would
 
 Only what was run from the texts as they are becomes a reference. Read the diff like code.
 """
 
 import json
 import shutil
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 from chapters import ROOT, BadInputError, Chapter, all_chapters, build_folder, find
+from publish_notebooks import INSTALL
 
 FOLDER = ROOT / "tests" / "reference"
+STAGE = ROOT / "build" / "nbval"
+READER = ROOT / "build/colab/bin/python"  # what a hosted notebook service offers; `make test` makes it
+MEASURED = """import json, pathlib
+for claim in json.loads(pathlib.Path("results.json").read_text())["claims"]:
+    print(f"{claim['id']}: {claim['verdict']}, {claim['measured']}")"""
 LONG = 10_000  # characters of text output beyond which nothing is kept
 
 
@@ -46,13 +55,47 @@ def small_results(chapter: Chapter) -> dict:
 
 
 def stage() -> None:
-    """nbval runs a notebook in its own folder, which fills up with results: give each one a folder in the build."""
-    target = ROOT / "build" / "nbval"
-    shutil.rmtree(target, ignore_errors=True)
+    """What nbval runs: each reference as a reader has it, in an empty folder, with the first cell of the published one.
+
+    A last cell prints what the run measured; the output that it must have is that of the build, so that the run is also
+    the second one, which gives the same numbers.
+    """
+    shutil.rmtree(STAGE, ignore_errors=True)
+    library = wheel(STAGE / "wheel")
     for chapter in all_chapters():  # a draft, not in the table of contents, is left out
         if (FOLDER / f"{chapter.slug}.ipynb").exists():
-            (target / chapter.slug).mkdir(parents=True)
-            shutil.copy(FOLDER / f"{chapter.slug}.ipynb", target / chapter.slug)
+            (STAGE / chapter.slug / "site").mkdir(parents=True)  # where pip puts the library: each has its own
+            notebook = nbformat.read(FOLDER / f"{chapter.slug}.ipynb", 4)
+            first = nbformat.v4.new_code_cell(INSTALL.format(source=library), id="install")
+            last = nbformat.v4.new_code_cell(MEASURED, id="measured", execution_count=len(notebook.cells) + 2)
+            last.metadata.tags = ["nbval-check-output"]
+            results = json.loads((build_folder("quick", chapter.slug) / "results.json").read_text())
+            said = "".join(f"{c['id']}: {c['verdict']}, {c['measured']}\n" for c in results["claims"])
+            last.outputs = [nbformat.v4.new_output("stream", name="stdout", text=said)]
+            notebook.cells = [first, *notebook.cells, last]
+            nbformat.write(notebook, STAGE / chapter.slug / f"{chapter.slug}.ipynb")
+    kernel(STAGE / "jupyter/kernels/reader/kernel.json", library)
+
+
+def wheel(folder: Path) -> Path:
+    """The library as it stands, built as pip builds it from a clone."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", "lib", "pyproject.toml", "README.md", "LICENSE"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    with tempfile.TemporaryDirectory() as clone:
+        for name in listed:
+            Path(clone, name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, Path(clone, name))
+        subprocess.run([READER, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, clone], check=True)
+    return next(folder.glob("lowdim-*.whl"))
+
+
+def kernel(path: Path, library: Path) -> None:
+    """A kernel of the readers' environment; what the first cell installs goes to the notebook's own folder."""
+    path.parent.mkdir(parents=True)
+    arguments = [str(READER), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    settings = {"LOWDIM_SOURCE": str(library), "PIP_TARGET": "site", "PYTHONPATH": "site"}
+    spec = {"argv": arguments, "display_name": "reader", "language": "python", "env": settings}
+    path.write_text(json.dumps(spec))
 
 
 def main() -> int:

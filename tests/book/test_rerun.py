@@ -1,75 +1,53 @@
-"""The published notebooks in the hands of a reader: an empty folder, an environment with only what Colab has."""
+"""The published notebooks in the hands of a reader: an environment with only what Colab has, the library to install.
+
+That all of them run there from an empty folder, and give the numbers of their pages, is what nbval checks: it runs the
+references in the readers' environment, as ``tools/reference.py --stage`` prepared them.
+"""
 
 import json
 import os
 import subprocess
-import sys
 
+import nbformat
 import pytest
 from chapters import ROOT, all_chapters
+from publish_notebooks import INSTALL
+from reference import FOLDER, READER, STAGE
 
 SITE = ROOT / "_build/html"
-PYTHON = ROOT / "build/colab/bin/python"  # made by `make test`
 CHAPTERS = all_chapters()
-RUN = (
-    "import papermill, sys; papermill.execute_notebook(sys.argv[1], 'out.ipynb', kernel_name='reader',"
-    " progress_bar=False, execution_timeout=600)"
-)
 
 
-def reader(folder, source):
-    """The settings of a reader's session: a kernel of the bare environment, the library to come from a local clone."""
-    kernel = folder / "jupyter/kernels/reader"
-    kernel.mkdir(parents=True)
-    arguments = [str(PYTHON), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": arguments, "display_name": "reader", "language": "python"}))
-    (folder / "site").mkdir()
-    bare = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LOWDIM_BUILD", "LOWDIM_DATA")}
-    site = str(folder / "site")  # where pip puts things: a place of its own for each test, beside the environment
-    return bare | {
-        "JUPYTER_PATH": str(folder / "jupyter"),
-        "LOWDIM_SOURCE": source,
-        "PIP_TARGET": site,
-        "PYTHONPATH": site,
-    }
+def code_of(path):
+    return [cell.source.strip() for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory):
-    """The library as it stands, built as pip builds it from a clone."""
-    clone, target = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("wheel")
-    command = ["git", "ls-files", "-co", "--exclude-standard", "lib", "pyproject.toml", "README.md", "LICENSE"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in listed:
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        (clone / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([PYTHON, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", target, clone], check=True)
-    return str(next(target.glob("lowdim-*.whl")))
-
-
-def test_the_first_cell_installs_the_library_and_nothing_else(wheel, tmp_path):
+def test_the_first_cell_installs_the_library_and_nothing_else(tmp_path):
     """Torch and numpy stay as they are; a second call finds the library and does nothing."""
     notebook = json.loads((SITE / "notebooks" / f"{CHAPTERS[0].docname}.ipynb").read_text())
     first = "".join(next(c for c in notebook["cells"] if c["cell_type"] == "code")["source"])
-    environment = reader(tmp_path, wheel)
+    site = tmp_path / "site"
+    site.mkdir()
+    bare = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "LOWDIM_BUILD", "LOWDIM_DATA")}
+    library = next((STAGE / "wheel").glob("lowdim-*.whl"))
+    environment = bare | {"LOWDIM_SOURCE": str(library), "PIP_TARGET": str(site), "PYTHONPATH": str(site)}
     times = []
     for _ in range(2):
-        done = subprocess.run([PYTHON, "-c", first], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run([READER, "-c", first], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        times.append((tmp_path / "site/lowdim").stat().st_mtime_ns)
-    assert {path.name.split("-")[0] for path in (tmp_path / "site").iterdir()} == {"lowdim"}
+        times.append((site / "lowdim").stat().st_mtime_ns)
+    assert {path.name.split("-")[0] for path in site.iterdir()} == {"lowdim"}
     assert times[0] == times[1]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=[chapter.slug for chapter in CHAPTERS])
-def test_a_published_notebook_gives_the_numbers_of_its_page(chapter, wheel, tmp_path):
-    source = SITE / "notebooks" / f"{chapter.docname}.ipynb"
-    environment = reader(tmp_path, wheel)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, source], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path / "results.json").read_text())
-    built = json.loads((SITE / "_data" / chapter.slug / "results.json").read_text())
-    assert [c["verdict"] for c in results["claims"]] == [c["verdict"] for c in built["claims"]]
-    assert [c["measured"] for c in results["claims"]] == [c["measured"] for c in built["claims"]]  # a second run
+def test_what_nbval_runs_is_what_is_published(chapter):
+    """The first cell, up to where the library comes from, and every cell of the chapter; then one that looks back."""
+    first, *published = code_of(SITE / "notebooks" / f"{chapter.docname}.ipynb")
+    install, *staged, measured = code_of(STAGE / chapter.slug / f"{chapter.slug}.ipynb")
+    before, after = INSTALL.split("{source}")
+    for text in (first, install):
+        assert text.startswith(before)
+        assert text.endswith(after)
+    assert staged == published == code_of(FOLDER / f"{chapter.slug}.ipynb")
+    assert "results.json" in measured
