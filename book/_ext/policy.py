@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import re
+import shutil
 from pathlib import Path
 
 INLINE = re.compile(r"<script(?![^>]*\bsrc=)([^>]*)>(.*?)</script>", re.S | re.I)
@@ -71,9 +72,12 @@ def protect_pages(app, failed):
 
 
 def leave_out(app, failed):
-    """What no reader's browser asks for: the theme's maps from minified to source text, a tenth of the site."""
+    """What no reader's browser asks for, a tenth of the site: maps from minified to source text, the theme's words in
+    other languages, and fonts in a format for browsers that cannot read the smaller one."""
     if not failed and app.builder.format == "html":
-        for path in Path(app.outdir, "_static").rglob("*.map"):
+        static = Path(app.outdir, "_static")
+        shutil.rmtree(static / "locales", ignore_errors=True)
+        for path in [*static.rglob("*.map"), *static.glob("vendor/**/*.ttf")]:
             path.unlink()
 
 
