@@ -256,6 +256,10 @@ def relu_kernel(a: Tensor, b: Tensor) -> Tensor:
 
     With it the population error of a network with fixed first layer is exact: no test samples are needed.
     """
-    norms = a.norm(dim=2).unsqueeze(2) * b.norm(dim=2).unsqueeze(1)
-    cosine = (a @ b.mT / norms.clamp(min=1e-300)).clamp(-1, 1)
-    return norms * ((1 - cosine * cosine).sqrt() + (math.pi - cosine.acos()) * cosine) / (2 * math.pi)
+    lengths = [v.norm(dim=2, keepdim=True) for v in (a, b)]
+    unit_a, unit_b = (v / length.clamp(min=1e-300) for v, length in zip((a, b), lengths, strict=True))
+    cosine = (unit_a @ unit_b.mT).clamp_(-1, 1)
+    angle = cosine.acos()
+    sine = torch.sin(angle)
+    mean = angle.neg_().add_(math.pi).mul_(cosine).add_(sine)
+    return mean.mul_(lengths[0] / (2 * math.pi)).mul_(lengths[1].mT)
