@@ -225,6 +225,11 @@ class Flow:
     @ok.takes(weights=ok.tensor("runs weights columns"))
     def losses(self, weights: Tensor) -> Tensor:
         """Mean squared error on the training samples, ``(runs, columns)``."""
+        if weights.shape[:2] != self.start.shape:
+            runs, size = self.start.shape
+            raise ParameterError(
+                f"weights must have a row for each of {size} weights of {runs} runs, got {tuple(weights.shape)}."
+            )
         return (self.targets.unsqueeze(2) - self.design @ weights).square().mean(1)
 
 
@@ -248,18 +253,3 @@ def linear_draws(
     teacher = draw(weights) * snr**0.5
     targets = (design @ teacher.unsqueeze(2))[..., 0] + draw(samples)
     return Flow(design, targets, draw(weights) * inr**0.5), teacher
-
-
-@ok.takes(a=ok.tensor("runs m inputs"), b=ok.tensor("runs n inputs"))
-def relu_kernel(a: Tensor, b: Tensor) -> Tensor:
-    """``E[relu(a_i x) relu(b_j x)]`` over standard normal x, ``(runs, m, n)``: the arc-cosine kernel of degree 1.
-
-    With it the population error of a network with fixed first layer is exact: no test samples are needed.
-    """
-    lengths = [v.norm(dim=2, keepdim=True) for v in (a, b)]
-    unit_a, unit_b = (v / length.clamp(min=1e-300) for v, length in zip((a, b), lengths, strict=True))
-    cosine = (unit_a @ unit_b.mT).clamp_(-1, 1)
-    angle = cosine.acos()
-    sine = torch.sin(angle)
-    mean = angle.neg_().add_(math.pi).mul_(cosine).add_(sine)
-    return mean.mul_(lengths[0] / (2 * math.pi)).mul_(lengths[1].mT)
