@@ -144,7 +144,7 @@ def stopping(load, snr: float, inr: float = 0.0, points: int = 1000) -> tuple[Te
     grid = torch.linspace(math.log(1e-3), math.log(1e5), 60, dtype=F64)
     at = error(grid.expand(len(load), -1)).argmin(1).clamp(1, 58)
     low, high, gold = grid[at - 1], grid[at + 1], (math.sqrt(5) - 1) / 2
-    for _ in range(40):
+    for _ in range(32):
         inner = torch.stack([high - gold * (high - low), low + gold * (high - low)], 1)
         first, second = error(inner).unbind(1)
         low, high = torch.where(first < second, low, inner[:, 0]), torch.where(first < second, inner[:, 1], high)
