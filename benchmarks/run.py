@@ -16,6 +16,7 @@ import curvatures
 import descent
 import diagonal
 import factors
+import generalization
 import phases
 import populations
 import predictors
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "sensing": descent.sensing,
     "batches": factors.batches,
     "diagonal": diagonal.lockstep,
+    "flow": generalization.flow,
     "hessian": spectra.hessian,
     "phases-small": phases.small_complex,
     "phases-sweep": phases.sweep,

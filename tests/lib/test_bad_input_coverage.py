@@ -6,13 +6,20 @@ import pkgutil
 
 import pytest
 import test_bad_input
+import test_bad_input_generalization
 import test_bad_input_inverse
 import test_bad_input_models
 import test_bad_input_populations
 
 import lowdim
 
-TABLES = (test_bad_input, test_bad_input_models, test_bad_input_inverse, test_bad_input_populations)
+TABLES = (
+    test_bad_input,
+    test_bad_input_models,
+    test_bad_input_inverse,
+    test_bad_input_populations,
+    test_bad_input_generalization,
+)
 MODULES = sorted(module.name for module in pkgutil.iter_modules(lowdim.__path__))
 
 RESULT = "a result: the library makes it"
@@ -90,6 +97,7 @@ FREE = {
     "networks.network": "scale",
     "orbits.balanced_map": "sigma",
     "orbits.balanced_slope": "sigma",
+    "features.Teacher": "device",
     "interpolation.along": "inputs targets",
     "plots.band": "x line",
     "plots.branches": "x dots",
