@@ -108,6 +108,13 @@ CASES = {
         ("etas=[0.01, 0.02, 0.5]", "etas[2] must be a finite number > 0 and <= 0.2, got 0.5"),
         ("clip=0", "clip must be a finite number > 0, got 0"),
     ],
+    "generalization-dynamics": [
+        ("N=50", "N must be a whole number >= 100 and <= 1000, got 50"),
+        ("seeds=0", "seeds must be a whole number >= 5, got 0"),
+        ("P=60", "P / 2 must be a whole number >= 50 and <= 1000, got 30"),
+        ("hidden=[1]", "hidden[0] must be a whole number >= 2 and <= 2400, got 1"),
+        ("layers=[]", "the number of layers' widths must be a whole number >= 3, got 0"),
+    ],
     "hessian-spectrum": [
         ("images=500", "images must be a whole number >= 5 and <= 170, got 500"),
         ("classes=[2, 11]", "classes[1] must be a finite number >= 2 and <= 10, got 11"),
