@@ -23,7 +23,7 @@ from lowdim.structured_factorization import (
     low_rank,
 )
 
-FEW_TOKENS = 8  # measured: up to this many the products with tokens as rows win, beyond it with tokens as columns
+FEW_TOKENS = 24  # measured: up to this many the products with tokens as rows win, beyond it with tokens as columns
 
 
 class Counts(NamedTuple):
@@ -282,8 +282,8 @@ class BlockLowRankLinear(StructuredLinear):
 class BlastLinear(StructuredLinear):
     """Blocks ``U_i diag(s_ij) V_j^T``: ``left (b, p, r)``, ``right (b, q, r)``, ``gains (b, b, r)``.
 
-    ``product`` chooses how tokens are multiplied: ``"few"`` (tokens as rows; the coupling sum goes block by block in
-    float32 or better), ``"many"`` (tokens as columns, no copies between the three batched products), ``"dense"``
+    ``product`` chooses how tokens are multiplied: ``"few"`` (tokens as rows; the coupling sum goes row of blocks by
+    row of blocks in float32 or better), ``"many"`` (tokens as columns, no copies between the three batched products), ``"dense"``
     (form the weight first, as the authors do in training) or ``"auto"``, which takes one of the first two by the number
     of tokens. None makes a tensor of blocks x blocks x tokens x rank numbers.
     """
@@ -323,10 +323,8 @@ class BlastLinear(StructuredLinear):
 
     def _few(self, x):
         z = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1) @ self.right  # z_j = V_j^T x_j, (j, tokens, r)
-        wide, gains = z.to(torch.promote_types(z.dtype, torch.float32)), self.gains.unsqueeze(2)
-        w = wide[0] * gains[:, 0]
-        for j in range(1, self.blocks):
-            w = torch.addcmul(w, wide[j], gains[:, j].to(w.dtype))  # w_i = sum_j s_ij o z_j
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        w = torch.stack([(gain.unsqueeze(1) * wide).sum(0) for gain in self.gains.unbind()])  # w_i = sum_j s_ij o z_j
         return (w.to(z.dtype) @ self.left.mT).transpose(0, 1).flatten(1)  # y_i = U_i w_i
 
     def _many(self, x):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lowdim.checks import ParameterError
 from lowdim.models import GPT, ViT
-from lowdim.structured import KINDS, BlastLinear, BlockDiagonalLinear, LowRankLinear
+from lowdim.structured import FEW_TOKENS, KINDS, BlastLinear, BlockDiagonalLinear, LowRankLinear
 from lowdim.structured_models import chosen, input_scales, load, multiplications, parameters, replace_linear, save
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -19,7 +19,7 @@ def layer(kind, random, dtype=torch.float64, **more):
 
 
 @each_kind
-@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("tokens", [1, 3, FEW_TOKENS, 40])
 def test_forward_equals_the_dense_layer_with_gradients(kind, tokens, random):
     ours = layer(kind, random)
     x = torch.randn(tokens, 24, generator=random, dtype=torch.float64)
@@ -31,7 +31,7 @@ def test_forward_equals_the_dense_layer_with_gradients(kind, tokens, random):
     assert ours(x.view(1, tokens, 1, 24)).shape == (1, tokens, 1, 36)
 
 
-@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 9, 30])
 def test_all_products_of_blast_agree(tokens, random):
     ours, x = layer("blast", random), torch.randn(tokens, 24, generator=random, dtype=torch.float64)
     results = []
@@ -92,22 +92,40 @@ def test_drop_in(kind, random):
     assert layer(kind, random, bias=False).bias is None
 
 
-def test_no_large_temporary():
-    """The coupling sum makes nothing of blocks x blocks x tokens x rank numbers."""
-    ours, seen = BlastLinear(64, 64, rank=16, blocks=8), []
+class Storage(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the largest memory, in numbers of four bytes, behind any tensor that an operation returns."""
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if torch.is_tensor(result):
-                seen.append(result.numel())
-            return result
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
 
-    for tokens in (8, 64):
-        seen.clear()
-        with Watch():
-            ours(torch.randn(tokens, 64))
-        assert max(seen) <= max(8 * tokens * 16, 8 * 8 * 16, tokens * 64)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in torch.utils._pytree.tree_leaves(result):
+            if torch.is_tensor(leaf):
+                self.largest = max(self.largest, leaf.untyped_storage().nbytes() // 4)
+        return result
+
+
+def largest_storage(function, *inputs):
+    with Storage() as watch:
+        function(*inputs)
+    return watch.largest
+
+
+@pytest.mark.parametrize("tokens", [1, 8, FEW_TOKENS, FEW_TOKENS + 1, 64])
+def test_no_large_temporary(tokens, random):
+    """Neither the product nor its gradients make anything of blocks x blocks x tokens x rank numbers."""
+    n, b, r = 64, 8, 16
+    ours, x = BlastLinear(n, n, rank=r, blocks=b, generator=random), torch.randn(tokens, n, generator=random)
+    needed = max(b * tokens * r, tokens * n, n * r, b * b * r)  # the products of the two outer factors, and the factors
+    train = lambda x: ours(x).square().sum().backward()
+    assert largest_storage(ours, x) <= max(b * tokens * r, tokens * n, b * b * r)
+    assert largest_storage(train, x.requires_grad_()) <= needed
+    plain = lambda z: (ours.gains.unsqueeze(2) * z).sum(1)  # what is to be avoided, and the watch sees it
+    assert largest_storage(plain, torch.randn(b, tokens, r)) == b * b * tokens * r
+    if tokens > 1:
+        assert needed < b * b * tokens * r
 
 
 @pytest.mark.parametrize(
