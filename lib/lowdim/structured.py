@@ -282,10 +282,10 @@ class BlockLowRankLinear(StructuredLinear):
 class BlastLinear(StructuredLinear):
     """Blocks ``U_i diag(s_ij) V_j^T``: ``left (b, p, r)``, ``right (b, q, r)``, ``gains (b, b, r)``.
 
-    ``product`` chooses how tokens are multiplied: ``"few"`` (tokens as rows; the coupling sum goes row of blocks by
-    row of blocks in float32 or better), ``"many"`` (tokens as columns, no copies between the three batched products), ``"dense"``
-    (form the weight first, as the authors do in training) or ``"auto"``, which takes one of the first two by the number
-    of tokens. None makes a tensor of blocks x blocks x tokens x rank numbers.
+    ``product`` chooses how tokens are multiplied: ``"few"`` (tokens as rows; the coupling sum goes one row of blocks at
+    a time, in float32 or better), ``"many"`` (tokens as columns, no copies between the three batched products),
+    ``"dense"`` (form the weight first, as the authors do in training) or ``"auto"``, which takes one of the first two
+    by the number of tokens. None makes a tensor of blocks x blocks x tokens x rank numbers.
     """
 
     kind, product = "blast", "auto"
