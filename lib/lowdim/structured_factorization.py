@@ -14,9 +14,9 @@ from torch import Tensor
 from lowdim.checks import ParameterError, choice, integer, number
 
 FORMS = ("paper", "released")
-CACHE_NUMBERS = 1 << 18  # numbers in a temporary that stays in a core's caches
+CACHE_NUMBERS = 1 << 20  # numbers in a temporary that stays in the caches; measured: 2^18 is up to a third slower
 CHOLESKY_RANK = 64  # measured: the largest block that is better factorized at once
-SMALL_RANK = 12  # measured: up to this rank many systems are better eliminated side by side than one by one
+SMALL_RANK, MANY = 12, 1024  # measured: up to this rank, at least so many systems are better eliminated side by side
 POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
 
 
@@ -82,11 +82,12 @@ def blast_start(
 class BlastDescent:
     """Alternating gradient descent on ``1/2 ||A - A_hat||_F^2`` over ``U``, then ``V``, then ``s``.
 
-    The gradients are those of Lee et al. 2024, section 3. That in ``U`` comes from the residual of the last loss; the
-    others from Gram matrices, ``V_j G_j - sum_i (A_ij^T U_i) s_ij`` with ``G_j = sum_i (U_i^T U_i) o (s_ij s_ij^T)``
-    and so on, and share the products ``A_ij^T U_i``. ``preconditioned=False`` divides each block's gradient by the
-    largest eigenvalue of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus
-    ``delta0 sqrt(loss)``, the loss being taken anew before each of the three.
+    The gradients are those of Lee et al. 2024, section 3. That in ``U`` comes from the residual, while the last loss is
+    taken; the others from Gram matrices, ``V_j G_j - sum_i (A_ij^T U_i) s_ij`` with
+    ``G_j = sum_i (U_i^T U_i) o (s_ij s_ij^T)`` and so on, and share the products ``A_ij^T U_i``; each ``U_i^T U_i`` and
+    ``V_j^T V_j`` serves two updates. ``preconditioned=False`` divides each block's gradient by the largest eigenvalue
+    of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus ``delta0 sqrt(loss)``,
+    the loss being taken anew before each of the three.
 
     Args:
         matrices: ``(runs, rows, columns)``.
@@ -123,16 +124,17 @@ class BlastDescent:
         self.u, self.v, self.s = (factor.clone() for factor in start)
         self._rows = matrices.reshape(runs, b, p, b * q)  # block row i
         self._across = self._rows.mT.contiguous()
-        self._residual = torch.empty_like(self._rows, memory_format=torch.contiguous_format)
         self._sizes = matrices.square().sum((-2, -1))
-        self._time, self._loss = torch.zeros_like(self._sizes), self._exact_loss(slice(0, runs))
+        self._time, self._gradient = torch.zeros_like(self._sizes), torch.empty_like(self.u)
+        self._gu, self._gv = (f.mT @ f for f in (self.u, self.v))  # U_i^T U_i and V_j^T V_j, (runs, b, r, r)
+        self._loss = self._look(slice(0, runs))
         self._slices = list(_pieces(runs, CACHE_NUMBERS // (b * b * max(p, q) * r)))
         if not preconditioned:
             self._tops = [torch.ones_like(f) for f in (self.s[:, 0], self.s[:, 0], self.s)]
 
     @property
     def state(self) -> list[Tensor]:
-        return [self.u, self.v, self.s, self._loss, self._time]
+        return [self.u, self.v, self.s, self._loss, self._time, self._gradient, self._gu, self._gv]
 
     def factors(self) -> BlastFactors:
         """The present factors (views)."""
@@ -155,64 +157,64 @@ class BlastDescent:
             self._step_u(runs, eta, loss)
             self._step_v(runs, eta, loss)
             self._step_s(runs, eta, loss)
-            self._loss[runs] = self._exact_loss(runs)
+            self._loss[runs] = self._look(runs)
         self._time += 1
 
     def _step_u(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
-        u, v, s = self.u[runs], self.v[runs], self.s[runs]
-        gram, gradient = self._grams(v, s), torch.empty_like(u)
-        for i, stacked in self._stacks(v, s):  # V_bar_i = stack_j V_j diag(s_ij)
-            torch.matmul(self._residual[runs, i], stacked, out=gradient[:, i])
-        self._move(runs, 0, u, gram, gradient, eta, loss)
+        u = self.u[runs]
+        self._move(runs, 0, u, self._grams(self._gv[runs], self.s[runs]), self._gradient[runs], eta, loss)
+        torch.matmul(u.mT, u, out=self._gu[runs])
 
     def _step_v(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
         u, v, s, across = self.u[runs], self.v[runs], self.s[runs], self._across[runs]
         au = torch.matmul(across, u, out=self._room("au", *across.shape[:3], u.shape[3]))
         self._au = au.unflatten(2, v.shape[1:3])  # A_ij^T U_i, (runs, i, j, q, r): for the gains too
-        gram, pull = self._grams(u, s.transpose(1, 2)), torch.zeros_like(v)
+        gram, pull = self._grams(self._gu[runs], s.transpose(1, 2)), torch.zeros_like(v)
         for i in _pieces(s.shape[1], CACHE_NUMBERS // v.numel()):
             part = torch.mul(self._au[:, i], s[:, i, :, None], out=self._room("stack", *self._au[:, i].shape))
             pull += part.sum(1)
-        self._move(runs, 1, v, gram, v @ gram - pull, eta, loss)
+        self._move(runs, 1, v, gram, (v @ gram).sub_(pull), eta, loss)
+        torch.matmul(v.mT, v, out=self._gv[runs])
 
     def _move(self, runs, which: int, factor: Tensor, gram: Tensor, gradient: Tensor, eta, loss) -> None:
         """Step one of the two outer factors ``(runs, b, p, r)`` and bring its loss up to date; ``gram`` is used up."""
-        delta = torch.zeros_like(loss)
-        if self.preconditioned:
-            delta = self._damping(runs, loss)
-            gram.diagonal(dim1=-2, dim2=-1).add_(delta[:, None, None])
-            change = _solve(gram.clone(), gradient.mT).mT
-        else:
-            change = gradient / self._largest(which, runs, gram, also=None)[0][..., None, None]
-        change = change.mul_(-eta.view(-1, 1, 1, 1))
-        # the loss is quadratic in the factor: no residual is needed, and nothing cancels against ||A||^2
-        bend = change @ gram - delta.view(-1, 1, 1, 1) * change
-        loss += (change * (gradient + 0.5 * bend)).sum((-3, -2, -1))
-        factor += change
+        wide = eta.view(-1, 1, 1, 1)
+        if not self.preconditioned:  # no damping, and nobody asks for the loss before the next residual
+            top, _ = self._largest(which, runs, gram, also=None)
+            factor.addcmul_(gradient / top[..., None, None], wide, value=-1)
+            return
+        delta = self._damping(runs, loss)
+        gram.diagonal(dim1=-2, dim2=-1).add_(delta[:, None, None])
+        way = _solve(gram, gradient.mT).mT
+        # the loss is quadratic in the factor, and way (gram + delta) = gradient: no residual is needed, no product, and
+        # nothing cancels against ||A||^2
+        bend = torch.mul(way, (0.5 * eta * delta).view(-1, 1, 1, 1)).addcmul_(gradient, 1 - 0.5 * wide)
+        loss -= eta * bend.mul_(way).sum((-3, -2, -1))
+        factor.addcmul_(way, wide, value=-1)
 
     def _step_s(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
-        u, v, s = self.u[runs], self.v[runs], self.s[runs]
-        gu, gv, eta = u.mT @ u, v.mT @ v, eta.view(-1, 1, 1, 1)
+        v, s, eta = self.v[runs], self.s[runs], eta.view(-1, 1, 1, 1)
+        gu, gv = self._gu[runs], self._gv[runs]
         delta = self._damping(runs, loss)[:, None, None, None]
         b, r = s.shape[-2:]
-        fit = max(1, CACHE_NUMBERS // (len(u) * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
-        small = self.preconditioned and r <= SMALL_RANK
+        fit = max(1, CACHE_NUMBERS // (len(s) * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
+        small = self.preconditioned and r <= SMALL_RANK and len(s) * b * b >= MANY
         if small:  # systems on the last axis
             gu, gv = (g.permute(2, 3, 0, 1).contiguous() for g in (gu, gv))
         for i in _pieces(b, max(1, fit // b)):
             for j in _pieces(b, min(b, fit)):
-                part = self._room("stack", len(u), i, j, *v.shape[2:])
+                part = self._room("stack", len(s), i, j, *v.shape[2:])
                 right, old = torch.mul(self._au[:, i, j], v[:, None, j], out=part).sum(-2), s[:, i, j]  # diag(U'AV)
                 if self.preconditioned:  # s - eta (W + delta)^-1 (W s - right), without the product W s
                     right.addcmul_(delta, old)
                 # W_ij = (U_i^T U_i) o (V_j^T V_j)
                 if small:
-                    w = torch.mul(gu[..., i, None], gv[..., None, j], out=self._room("w", r, r, len(u), i, j))
+                    w = torch.mul(gu[..., i, None], gv[..., None, j], out=self._room("w", r, r, len(s), i, j))
                     w.diagonal(dim1=0, dim2=1).add_(delta)
                     best = _eliminate(w.flatten(2), right.flatten(0, 2).T.contiguous()).T.view_as(old)
                     old.lerp_(best, eta.expand_as(old))
                     continue
-                w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", len(u), i, j, r, r))
+                w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", len(s), i, j, r, r))
                 if self.preconditioned:
                     w.diagonal(dim1=-2, dim2=-1).add_(delta)
                     best = _solve(w, right.unsqueeze(-1)).squeeze(-1)
@@ -243,12 +245,15 @@ class BlastDescent:
             also
         )
 
-    def _exact_loss(self, runs: slice) -> Tensor:
-        """From the residual, which the next step needs for the gradient in ``U``."""
+    def _look(self, runs: slice) -> Tensor:
+        """The loss from the residual, and the gradient in ``U`` on the way."""
         u, rows, total = self.u[runs], self._rows[runs], torch.zeros_like(self._sizes[runs])
-        for i, stacked in self._stacks(self.v[runs], self.s[runs]):
-            residual = torch.matmul(u[:, i], stacked.mT, out=self._residual[runs, i]).sub_(rows[:, i])
+        gradient = self._gradient[runs]
+        for i, stacked in self._stacks(self.v[runs], self.s[runs]):  # V_bar_i = stack_j V_j diag(s_ij)
+            part = rows[:, i]
+            residual = torch.matmul(u[:, i], stacked.mT, out=self._room("residual", *part.shape)).sub_(part)
             total += torch.linalg.vector_norm(residual, dim=(-3, -2, -1)).square_()
+            torch.matmul(residual, stacked, out=gradient[:, i])
         return 0.5 * total
 
     def _stacks(self, factor: Tensor, s: Tensor):
@@ -257,10 +262,10 @@ class BlastDescent:
             room = self._room("stack", *s[:, i].shape[:3], *factor.shape[-2:])
             yield i, torch.mul(factor[:, None], s[:, i, :, None], out=room).flatten(2, 3)
 
-    def _grams(self, factor: Tensor, s: Tensor) -> Tensor:
+    def _grams(self, products: Tensor, s: Tensor) -> Tensor:
         """Gram matrices of the stacks, not formed: ``sum_j (F_j^T F_j) o (s_ij s_ij^T)``, ``(runs, i, r, r)``."""
-        products, (runs, b, _, r) = factor.mT @ factor, s.shape
-        out = factor.new_empty(runs, b, r, r)
+        runs, b, _, r = products.shape
+        out = products.new_empty(runs, b, r, r)
         for i in _pieces(b, CACHE_NUMBERS // products.numel()):
             terms = torch.mul(products[:, None], s[:, i, :, :, None], out=self._room("w", runs, i, b, r, r))
             torch.sum(terms.mul_(s[:, i, :, None, :]), 2, out=out[:, i])
@@ -303,7 +308,12 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
 
     Cholesky factors block by block: LAPACK is slow on matrices of a few hundred rows, batched products are not.
     """
-    rank, done, right = gram.shape[-1], [], right.clone()
+    rank = gram.shape[-1]
+    if rank <= CHOLESKY_RANK:
+        lower = torch.linalg.cholesky_ex(gram)[0]
+        half = torch.linalg.solve_triangular(lower, right, upper=False)
+        return torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    done, right = [], right.clone()
     for k in _pieces(rank, CHOLESKY_RANK):
         lower = torch.linalg.cholesky_ex(gram[..., k, k])[0]
         right[..., k, :] = half = torch.linalg.solve_triangular(lower, right[..., k, :], upper=False)

@@ -10,10 +10,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowdim.checks import ParameterError, choice
+from lowdim import checks as ok
+from lowdim.checks import ParameterError, brief, choice
 from lowdim.structured import KINDS, StructuredLinear
 
 METADATA = "lowdim.structured"  # the key in a safetensors file's metadata
+MODULE = ok.kind(nn.Module, "a module")
+
+
+def _patterns(name: str, value, known: dict) -> None:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple | set) or not listed or not all(isinstance(p, str) for p in listed):
+        raise ParameterError(f"{name} must be a text or a list of texts, got {brief(value)}.")
+
+
+def _file(name: str, value, known: dict) -> None:
+    ok.path(name, value, known)
+    if not Path(value).is_file():
+        raise ParameterError(f"{name} must be the path of a file that is there, got {brief(value)}.")
 
 
 class Replaced(NamedTuple):
@@ -50,6 +64,7 @@ class Report(list):
         )
 
 
+@ok.takes(model=MODULE, patterns=_patterns)
 def chosen(model: nn.Module, patterns: str | Iterable[str]) -> dict[str, nn.Linear]:
     """The ``nn.Linear`` layers whose names match one of the patterns (``"blocks.*.mlp.*"``), in the model's order.
 
@@ -124,10 +139,14 @@ def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, layer)
 
 
+@ok.takes(model=MODULE, patterns=_patterns, batches=ok.several(object, "batches"))
 def input_scales(model: nn.Module, patterns: str | Iterable[str], batches: Sequence) -> dict[str, Tensor]:
     """Root mean square of every input feature of the chosen layers over batches: layer name -> ``(in_features,)``.
 
     Features that are never on get a thousandth of the largest, so that no column goes free.
+
+    Raises:
+        ParameterError: no layer matches, or one is not used by the model.
     """
     layers, sums, counts, hooks = chosen(model, patterns), {}, defaultdict(int), []
 
@@ -147,10 +166,15 @@ def input_scales(model: nn.Module, patterns: str | Iterable[str], batches: Seque
     finally:
         for hook in hooks:
             hook.remove()
+    if unused := [name for name in layers if name not in sums]:
+        raise ParameterError(
+            f"patterns must name layers that the model uses, got {', '.join(unused)}, which saw no input."
+        )
     scales = {name: (sums[name] / counts[name]).sqrt() for name in layers}
     return {name: s.clamp(min=1e-3 * float(s.max())) for name, s in scales.items()}
 
 
+@ok.takes(model=MODULE, patterns=_patterns)
 def multiplications(model: nn.Module, patterns: str | Iterable[str] = "*") -> int:
     """Multiplications of one token in the linear layers, dense or structured, whose names match."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
@@ -164,11 +188,13 @@ def multiplications(model: nn.Module, patterns: str | Iterable[str] = "*") -> in
     return total
 
 
+@ok.takes(model=MODULE)
 def parameters(model: nn.Module) -> int:
     """Parameters of a model, tied ones once."""
     return sum(p.numel() for p in model.parameters())
 
 
+@ok.takes(model=MODULE, path=ok.path)
 def save(model: nn.Module, path: str | Path) -> None:
     """The model's tensors as a safetensors file; its metadata says which layers are structured, and how."""
     from safetensors.torch import save_model
@@ -181,17 +207,21 @@ def save(model: nn.Module, path: str | Path) -> None:
     save_model(model, str(path), metadata={METADATA: json.dumps(layers)})
 
 
+@ok.takes(model=MODULE, path=_file)
 def load(model: nn.Module, path: str | Path) -> nn.Module:
     """Fill a dense model from a file written by ``save``: its layers become structured as the file says, in place.
 
     Raises:
-        ParameterError: the file was not written by ``save``, or belongs to another model.
+        ParameterError: the file is not there, was not written by ``save``, or belongs to another model.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_model
 
-    with safe_open(str(path), "pt") as file:
-        words = (file.metadata() or {}).get(METADATA)
+    try:
+        with safe_open(str(path), "pt") as file:
+            words = (file.metadata() or {}).get(METADATA)
+    except SafetensorError:
+        raise ParameterError(f"path must be that of a safetensors file, got {brief(str(path))}.") from None
     if words is None:
         raise ParameterError(
             f"{Path(path).name} was not written by structured_models.save: it does not name its layers."

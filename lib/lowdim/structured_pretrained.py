@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowdim.checks import choice, integer
+from lowdim import checks as ok
+from lowdim.checks import ParameterError, choice, integer
 from lowdim.data import DataError
 from lowdim.structured import BlastLinear
-from lowdim.structured_models import Report, chosen, replace_linear
+from lowdim.structured_models import MODULE, Report, chosen, replace_linear
 
 
 class Group(NamedTuple):
@@ -91,14 +92,24 @@ def load(key: str, device: torch.device | str = "cpu", layers: int | None = None
     return unwrap_conv1d(model).to(device).eval()
 
 
+@ok.takes(model=MODULE)
 def keep_first(model: nn.Module, layers: int) -> nn.Module:
-    """Shorten the model's one list of transformer blocks, in place."""
+    """Shorten the model's one list of transformer blocks, in place.
+
+    Raises:
+        ParameterError: the model has no list of blocks.
+    """
     integer("layers", layers, at_least=1)
-    longest = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-    del longest[layers:]
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise ParameterError(
+            f"model must have a list of blocks (nn.ModuleList), got {type(model).__name__} without one."
+        )
+    del max(lists, key=len)[layers:]
     return model
 
 
+@ok.takes(model=MODULE)
 def unwrap_conv1d(model: nn.Module) -> nn.Module:
     """GPT-2's ``Conv1D`` modules, whose weight is ``(in, out)``, become ``nn.Linear`` with the same function."""
     for name, module in list(model.named_modules()):
@@ -164,6 +175,7 @@ def wikitext103(part: str = "train", characters: int | None = None) -> str:
     return "".join(lines)[:characters]
 
 
+@ok.takes(text=ok.text, name=ok.text)
 def tokens(text: str, name: str = "openai-community/gpt2") -> Tensor:
     """Token numbers ``(length,)`` of a text.
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lowdim.checks import ParameterError
 from lowdim.models import GPT, ViT
-from lowdim.structured import KINDS, BlastLinear, BlockDiagonalLinear, LowRankLinear
+from lowdim.structured import FEW_TOKENS, KINDS, BlastLinear, BlockDiagonalLinear, LowRankLinear
 from lowdim.structured_models import chosen, input_scales, load, multiplications, parameters, replace_linear, save
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -19,7 +19,7 @@ def layer(kind, random, dtype=torch.float64, **more):
 
 
 @each_kind
-@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("tokens", [1, 3, FEW_TOKENS, 40])
 def test_forward_equals_the_dense_layer_with_gradients(kind, tokens, random):
     ours = layer(kind, random)
     x = torch.randn(tokens, 24, generator=random, dtype=torch.float64)
@@ -31,7 +31,7 @@ def test_forward_equals_the_dense_layer_with_gradients(kind, tokens, random):
     assert ours(x.view(1, tokens, 1, 24)).shape == (1, tokens, 1, 36)
 
 
-@pytest.mark.parametrize("tokens", [1, 9])
+@pytest.mark.parametrize("tokens", [1, 9, 30])
 def test_all_products_of_blast_agree(tokens, random):
     ours, x = layer("blast", random), torch.randn(tokens, 24, generator=random, dtype=torch.float64)
     results = []
@@ -92,22 +92,44 @@ def test_drop_in(kind, random):
     assert layer(kind, random, bias=False).bias is None
 
 
-def test_no_large_temporary():
-    """The coupling sum makes nothing of blocks x blocks x tokens x rank numbers."""
-    ours, seen = BlastLinear(64, 64, rank=16, blocks=8), []
+class Storage(torch.utils._python_dispatch.TorchDispatchMode):
+    """Records the largest memory, in numbers of four bytes, behind any tensor that an operation returns.
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if torch.is_tensor(result):
-                seen.append(result.numel())
-            return result
+    Views of the tensors that are there before do not count.
+    """
 
-    for tokens in (8, 64):
-        seen.clear()
-        with Watch():
-            ours(torch.randn(tokens, 64))
-        assert max(seen) <= max(8 * tokens * 16, 8 * 8 * 16, tokens * 64)
+    def __init__(self, there):
+        super().__init__()
+        self.largest, self.there = 0, {tensor.untyped_storage().data_ptr() for tensor in there}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in torch.utils._pytree.tree_leaves(result):
+            if torch.is_tensor(leaf) and leaf.untyped_storage().data_ptr() not in self.there:
+                self.largest = max(self.largest, leaf.untyped_storage().nbytes() // 4)
+        return result
+
+
+def largest_storage(function, x, there):
+    with Storage([x, *there]) as watch:
+        function(x)
+    return watch.largest
+
+
+@pytest.mark.parametrize("tokens", [1, 8, FEW_TOKENS, FEW_TOKENS + 1, 64])
+def test_no_large_temporary(tokens, random):
+    """Neither the product nor its gradients make anything of blocks x blocks x tokens x rank numbers."""
+    n, b, r = 64, 8, 16
+    ours, x = BlastLinear(n, n, rank=r, blocks=b, generator=random), torch.randn(tokens, n, generator=random)
+    largest = max(b * tokens * r, tokens * n, n * r, b * b * r)  # what is passed on, and the gradients of the factors
+    factors = list(ours.parameters())
+    train = lambda x: ours(x).square().sum().backward()
+    assert largest_storage(ours, x, factors) <= max(b * tokens * r, tokens * n, b * b * r // (1 if tokens == 1 else 2))
+    assert largest_storage(train, x.requires_grad_(), factors) <= largest
+    plain = lambda z: (ours.gains.unsqueeze(2) * z).sum(1)  # what is to be avoided, and the watch sees it
+    assert largest_storage(plain, torch.randn(b, tokens, r), factors) == b * b * tokens * r
+    if tokens > 1:
+        assert largest < b * b * tokens * r
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from lowdim.structured_factorization import (
     BlastDescent,
     BlastFactors,
     _eliminate,
+    _solve,
     blast_start,
     block_low_rank,
     factorize,
@@ -48,8 +49,10 @@ def one_by_autograd(a, start, iterations, preconditioned, form, delta0=0.1):
     return u, v, s
 
 
+@pytest.mark.parametrize("many", [1, 1024])  # systems that are eliminated side by side
 @pytest.mark.parametrize("form", ["paper", "released"])
-def test_preconditioned_steps_equal_autograd(form, random):
+def test_preconditioned_steps_equal_autograd(form, many, random, monkeypatch):
+    monkeypatch.setattr("lowdim.structured_factorization.MANY", many)
     matrices, start = problem(random)
     fit = BlastDescent(matrices, start, 6, form=form)
     for _ in range(6):
@@ -113,6 +116,28 @@ def test_a_batch_equals_one_by_one_also_in_small_pieces(preconditioned, random, 
             single.step()
         torch.testing.assert_close(single.u[0], whole.u[run], rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(pieces.s[run], whole.s[run], rtol=1e-10, atol=1e-10)
+
+
+def test_the_state_is_all_that_a_step_needs(random):
+    matrices, start = problem(random)
+    fit = BlastDescent(matrices, start, 8)
+    fit.step()
+    saved = [part.clone() for part in fit.state]
+    fit.step(), fit.step()
+    once = [part.clone() for part in fit.state]
+    for part, old in zip(fit.state, saved, strict=True):
+        part.copy_(old)
+    fit.step(), fit.step()
+    assert all(torch.equal(part, old) for part, old in zip(fit.state, once, strict=True))
+
+
+@pytest.mark.parametrize(("count", "rank"), [(300, 3), (4, 64), (4, 65), (2, 150)])
+def test_solves(count, rank, random):
+    roots = torch.randn(count, rank, rank + 20, generator=random, dtype=torch.float64)
+    gram, right = roots @ roots.mT, torch.randn(count, rank, 2, generator=random, dtype=torch.float64)
+    kept = right.clone()
+    torch.testing.assert_close(_solve(gram.clone(), right), torch.linalg.solve(gram, right), rtol=1e-9, atol=1e-11)
+    assert torch.equal(right, kept)
 
 
 def test_recovery_balance_and_types(random):
