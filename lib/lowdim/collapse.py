@@ -10,6 +10,8 @@ have its own weights l_W, l_H and beta. Given W the best H is one linear solve a
 of what is left is a sum of Kronecker products of small moments, so that Newton's method costs nothing in N.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -98,14 +100,15 @@ class BetaModel:
         return S.flatten(3).flatten(1, 2)
 
     @ok.takes(start=ok.optional(ok.tensor("runs classes d")), steps=ok.count(), tolerance=ok.real(above=0))
-    def solve(self, start: Tensor | None = None, steps: int = 200, tolerance: float = 1e-10) -> tuple[Tensor, Tensor]:
+    def solve(self, start: Tensor | None = None, steps: int = 200, tolerance=1e-10) -> tuple[Tensor, Tensor]:
         """The minimiser (W, H) that is reached from a classifier ``(runs, K, d)``: from the best one of H_0, or another.
 
         Each step is the best of Newton's (of modulus where the curvature is negative), a tenth of it, and an exact
         minimisation in H and then in W, so that f never rises.
 
         Args:
-            tolerance: a run is done when no entry of N times its gradient is larger.
+            tolerance: a run is done when no entry of N times its gradient is larger. With a beta far below the decays
+                minima form a curved valley, and it takes many steps.
 
         Raises:
             ParameterError: a classifier of another shape, or runs that are not done after ``steps`` steps.
@@ -124,7 +127,9 @@ class BetaModel:
                 return W, self.best_features(W)
             left, now, V, H, slope = left[going], now._runs(going), V[going], H[going], slope[going]
             W[left] = now._improved(V, H, now.newton_step(V, H, slope))
-        raise ParameterError(f"steps must be more than {steps}, got {len(left)} runs left, off by up to {off.max():.1g}.")
+        raise ParameterError(
+            f"steps must be more than {steps}, got {len(left)} runs left, off by up to {off.max():.1g}."
+        )
 
     def _improved(self, W: Tensor, H: Tensor, step: Tensor) -> Tensor:
         """The best of three classifiers: an exact minimisation, a tenth of the step, the step."""
@@ -242,8 +247,8 @@ def collapse_measures(features: Tensor, labels: Tensor, cutoff: float = 1e-6) ->
         cutoff: the pseudo-inverse leaves out directions whose standard deviation is below this share of the largest.
     """
     within, between, means = _parts(features, labels)
-    U, S, V = torch.linalg.svd(between, full_matrices=False)
-    used = S > cutoff * S[..., :1]
+    _U, S, V = torch.linalg.svd(between, full_matrices=False)
+    used = cutoff * S[..., :1] < S
     used[..., means.shape[-2] - 1 :] = False  # K centred means have rank K - 1 at most
     along = (within @ V.mT).square().sum(-2)
     classes = means.shape[-2]
@@ -290,7 +295,7 @@ def central_path(start: Tensor, labels: Tensor, decay_w, decay_h, times) -> Tens
         ParameterError: times that do not rise.
     """
     times = torch.as_tensor(times, dtype=torch.float64).flatten().tolist()
-    if any(b <= a for a, b in zip(times, times[1:], strict=False)):
+    if any(b <= a for a, b in itertools.pairwise(times)):
         raise ParameterError(f"times must rise, got {ok.brief(times)}.")
     path, H, t, found = _Path(start, labels, decay_w, decay_h), start, 0.0, []
     for end in times:

@@ -111,7 +111,7 @@ class Trainer:
                 names = ", ".join(self.population.parameters)
                 raise ParameterError(f"decay must have patterns of parameters ({names}), got {pattern!r}.")
         for name, p in self.population.parameters.items():
-            each = torch.as_tensor(self.decay_of(name)).to(self.population.flat).flatten()
+            each = torch.as_tensor(self.decay_of(name), dtype=p.dtype, device=p.device).flatten()
             found.append(each.expand(self.population.runs).repeat_interleave(p[0].numel()))
         return torch.cat(found)
 
