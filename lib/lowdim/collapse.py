@@ -19,7 +19,6 @@ from lowdim import checks as ok
 from lowdim.checks import ParameterError
 
 POSITIVE, WEIGHT = ok.values(above=0), ok.values(at_least=0)
-LABELS = ok.tensor("samples", floating=False, at_least=0)
 CLOSE = 0.25  # a step of the central path, in units of its fastest rate
 
 
@@ -29,11 +28,18 @@ def _spread(name: str, value, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).flatten().expand(len(like)).view(-1, 1, 1)
 
 
-def one_hot(labels: Tensor, like: Tensor) -> Tensor:
-    """Labels ``(N,)`` as unit vectors ``(N, K)``; every class from 0 to the largest must be there."""
-    if labels.is_complex() or labels.dtype == torch.bool or labels.bincount().eq(0).any():
-        raise ParameterError(f"labels must be whole numbers that leave out no class, got {labels.unique().tolist()}.")
-    return torch.nn.functional.one_hot(labels).to(like)
+def _labels(name: str, value, known: dict) -> None:
+    """Whole numbers ``(samples,)``; every class from 0 to the largest must be there."""
+    ok.tensor("samples", floating=False)(name, value, known)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise ParameterError(f"{name} must be a tensor of whole numbers, got {value.dtype}.")
+    if value.min() < 0 or value.bincount().eq(0).any():
+        raise ParameterError(f"{name} must be from 0 up and leave out no class, got {value.unique().tolist()}.")
+
+
+def _one_hot(labels: Tensor, like: Tensor) -> Tensor:
+    """Labels ``(N,)`` as unit vectors ``(N, K)``."""
+    return torch.nn.functional.one_hot(labels.long()).to(like)
 
 
 class BetaModel:
@@ -50,9 +56,9 @@ class BetaModel:
             samples.
     """
 
-    @ok.takes(start=ok.tensor("runs samples d"), labels=LABELS, decay_w=POSITIVE, decay_h=WEIGHT, beta=WEIGHT)
+    @ok.takes(start=ok.tensor("runs samples d"), labels=_labels, decay_w=POSITIVE, decay_h=WEIGHT, beta=WEIGHT)
     def __init__(self, start: Tensor, labels: Tensor, decay_w, decay_h, beta):
-        self.start, self.labels, self.targets = start, labels, one_hot(labels, start)
+        self.start, self.labels, self.targets = start, labels, _one_hot(labels, start)
         self.samples, self.classes = self.targets.shape
         self.decay_w = _spread("decay_w", decay_w, start) * self.samples / self.classes  # n l_W
         self.decay_h, self.beta = _spread("decay_h", decay_h, start), _spread("beta", beta, start)
@@ -183,7 +189,7 @@ class BetaModel:
         return self.beta * torch.linalg.inv(self._stiffness(W))
 
 
-@ok.takes(influence=ok.tensor("runs size size"), labels=LABELS, k=ok.count(0), l=ok.count(0))
+@ok.takes(influence=ok.tensor("runs size size"), labels=_labels, k=ok.count(0), l=ok.count(0))
 def class_block(influence: Tensor, labels: Tensor, k: int, l: int) -> Tensor:
     """How class k reacts to a change of class l: a block of ``influence``, ``(runs, n_k d, n_l d)``.
 
@@ -191,7 +197,9 @@ def class_block(influence: Tensor, labels: Tensor, k: int, l: int) -> Tensor:
         ParameterError: a class that is not there, or labels that do not fit.
     """
     if influence.shape[1] % len(labels):
-        raise ParameterError(f"labels must be of samples that divide {influence.shape[1]}, got {len(labels)}.")
+        raise ParameterError(
+            f"labels must be one for each sample, a divisor of {influence.shape[1]}, got {len(labels)}."
+        )
     d = influence.shape[1] // len(labels)
     rows = []
     for name, which in (("k", k), ("l", l)):
@@ -200,7 +208,7 @@ def class_block(influence: Tensor, labels: Tensor, k: int, l: int) -> Tensor:
     return influence[:, rows[0]][:, :, rows[1]]
 
 
-@ok.takes(basis=ok.tensor("runs d classes"), labels=LABELS, decay_w=POSITIVE, decay_h=POSITIVE)
+@ok.takes(basis=ok.tensor("runs d classes"), labels=_labels, decay_w=POSITIVE, decay_h=POSITIVE)
 def orthogonal_collapse(basis: Tensor, labels: Tensor, decay_w, decay_h) -> tuple[Tensor, Tensor]:
     """A global minimiser (W, H) of the model without H_0: every class at one point, on an axis of its own.
 
@@ -215,10 +223,10 @@ def orthogonal_collapse(basis: Tensor, labels: Tensor, decay_w, decay_h) -> tupl
     Raises:
         ParameterError: columns that are not orthonormal, or another number of them than of classes.
     """
-    Y = one_hot(labels, basis)
+    Y = _one_hot(labels, basis)
     gram = basis.mT @ basis
     if (gram - torch.eye(basis.shape[2]).to(gram)).abs().max() > 1e-6:
-        raise ParameterError(f"basis must have orthonormal columns, got an inner product off by {gram.abs().max():g}.")
+        raise ParameterError(f"basis must have orthonormal columns, got {ok.brief(basis)} that has not.")
     if Y.shape[1] != basis.shape[2]:
         raise ParameterError(f"basis must have one column for each of {Y.shape[1]} classes, got {basis.shape[2]}.")
     decay_w, decay_h = (_spread(name, v, basis)[:, 0] for name, v in (("decay_w", decay_w), ("decay_h", decay_h)))
@@ -228,14 +236,14 @@ def orthogonal_collapse(basis: Tensor, labels: Tensor, decay_w, decay_h) -> tupl
     return (decay_h * share / decay_w).sqrt().unsqueeze(2) * means, Y @ means
 
 
-@ok.takes(features=ok.tensor("... samples d", finite=False), labels=LABELS)
+@ok.takes(features=ok.tensor("... samples d", finite=False), labels=_labels)
 def scatter(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Traces of the covariance within classes and of that between them, both ``(...)``; features ``(..., N, d)``."""
     within, between, _ = _parts(features, labels)
     return within.square().sum((-2, -1)), between.square().sum((-2, -1))
 
 
-@ok.takes(features=ok.tensor("... samples d", finite=False), labels=LABELS, cutoff=ok.real(at_least=0, below=1))
+@ok.takes(features=ok.tensor("... samples d", finite=False), labels=_labels, cutoff=ok.real(at_least=0, below=1))
 def collapse_measures(features: Tensor, labels: Tensor, cutoff: float = 1e-6) -> dict[str, Tensor]:
     """How far features ``(..., N, d)`` are from collapse; each measure is ``(...)`` and 0 at collapse.
 
@@ -265,7 +273,7 @@ def _parts(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Roots A of both covariances A^T A, within ``(..., N, d)`` and between ``(..., K, d)``, and the class means."""
     if len(labels) != features.shape[-2]:
         raise ParameterError(f"labels must be {features.shape[-2]}, one for each sample, got {len(labels)}.")
-    Y = one_hot(labels, features)
+    Y = _one_hot(labels, features)
     sizes = Y.sum(0).unsqueeze(1)
     means = (Y / sizes.mT).mT @ features
     within = (features - means[..., labels, :]) / len(Y) ** 0.5
@@ -273,14 +281,14 @@ def _parts(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return within, between, means
 
 
-@ok.takes(start=ok.tensor("runs samples d"), labels=LABELS, decay_w=POSITIVE, decay_h=WEIGHT)
+@ok.takes(start=ok.tensor("runs samples d"), labels=_labels, decay_w=POSITIVE, decay_h=WEIGHT)
 def velocity(start: Tensor, labels: Tensor, decay_w, decay_h) -> Tensor:
     """dH/dt ``(runs, N, d)`` of the central path: minus N times the gradient of min_W f at beta = 0."""
     return _Path(start, labels, decay_w, decay_h).slope(start)
 
 
 @ok.takes(
-    start=ok.tensor("runs samples d"), labels=LABELS, decay_w=POSITIVE, decay_h=WEIGHT, times=ok.values(at_least=0)
+    start=ok.tensor("runs samples d"), labels=_labels, decay_w=POSITIVE, decay_h=WEIGHT, times=ok.values(at_least=0)
 )
 def central_path(start: Tensor, labels: Tensor, decay_w, decay_h, times) -> Tensor:
     """Features along the central path at given times, ``(times, runs, N, d)``: gradient flow with the best W.
@@ -311,7 +319,7 @@ class _Path:
     """The central path; rates are those at which deviations within a class decay."""
 
     def __init__(self, start, labels, decay_w, decay_h):
-        self.targets = one_hot(labels, start)
+        self.targets = _one_hot(labels, start)
         if len(labels) != start.shape[1]:
             raise ParameterError(f"labels must be {start.shape[1]}, one for each sample, got {len(labels)}.")
         n = len(labels) / self.targets.shape[1]

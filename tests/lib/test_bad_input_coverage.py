@@ -6,13 +6,20 @@ import pkgutil
 
 import pytest
 import test_bad_input
+import test_bad_input_collapse
 import test_bad_input_inverse
 import test_bad_input_models
 import test_bad_input_populations
 
 import lowdim
 
-TABLES = (test_bad_input, test_bad_input_models, test_bad_input_inverse, test_bad_input_populations)
+TABLES = (
+    test_bad_input,
+    test_bad_input_models,
+    test_bad_input_inverse,
+    test_bad_input_populations,
+    test_bad_input_collapse,
+)
 MODULES = sorted(module.name for module in pkgutil.iter_modules(lowdim.__path__))
 
 RESULT = "a result: the library makes it"

@@ -215,7 +215,7 @@ def test_what_cannot_be_is_refused(random):
     start = normal(random, 2, 9, 5)
     with pytest.raises(ParameterError, match="decay_h and beta must not both be zero"):
         nc.BetaModel(start, LABELS, 0.1, 0.0, 0.0)
-    with pytest.raises(ParameterError, match=r"labels must be whole numbers that leave out no class, got \[0, 2\]"):
+    with pytest.raises(ParameterError, match=r"labels must be from 0 up and leave out no class, got \[0, 2\]"):
         nc.BetaModel(start, torch.tensor([0, 2] * 4 + [0]), 0.1, 0.1, 1.0)
     with pytest.raises(ParameterError, match=r"labels must be \(samples,\) with samples = 9, got \(3,\)"):
         nc.BetaModel(start, torch.tensor([0, 1, 2]), 0.1, 0.1, 1.0)
