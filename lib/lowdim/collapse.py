@@ -107,7 +107,7 @@ class BetaModel:
 
     @ok.takes(start=ok.optional(ok.tensor("runs classes d")), steps=ok.count(), tolerance=ok.real(above=0))
     def solve(self, start: Tensor | None = None, steps: int = 200, tolerance=1e-10) -> tuple[Tensor, Tensor]:
-        """The minimiser (W, H) that is reached from a classifier ``(runs, K, d)``: from the best one of H_0, or another.
+        """The minimiser (W, H) that is reached from a classifier ``(runs, K, d)``: the best one of H_0, or another.
 
         Each step is the best of Newton's (of modulus where the curvature is negative), a tenth of it, and an exact
         minimisation in H and then in W, so that f never rises.
@@ -122,7 +122,8 @@ class BetaModel:
         wanted = (len(self.start), self.classes, self.start.shape[2])
         if start is not None and tuple(start.shape) != wanted:
             raise ParameterError(f"start must be {wanted}, to fit the model, got {tuple(start.shape)}.")
-        W, left = self.best_classifier(self.start) if start is None else start.clone(), torch.arange(len(self.start))
+        W = self.best_classifier(self.start) if start is None else start.clone()
+        left = torch.arange(len(W), device=W.device)
         for _ in range(steps + 1):
             now, V = self._runs(left), W[left]
             H = now.best_features(V)
