@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import collapse
 import curvatures
 import descent
 import diagonal
@@ -46,6 +47,9 @@ BENCHMARKS = {
     "populations": populations.mlps,
     "exact-hessian": curvatures.exact_hessian,
     "densities": curvatures.densities,
+    "collapse-minimisers": collapse.minimisers,
+    "collapse-influence": collapse.influence,
+    "collapse-decays": collapse.decays,
     "layouts": descent.layouts,
     "cp-predictors": predictors.cp_fits,
     "blast-factorization": structured.factorization,

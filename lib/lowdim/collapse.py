@@ -246,7 +246,7 @@ def scatter(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @ok.takes(features=ok.tensor("... samples d", finite=False), labels=_labels, cutoff=ok.real(at_least=0, below=1))
 def collapse_measures(features: Tensor, labels: Tensor, cutoff: float = 1e-6) -> dict[str, Tensor]:
-    """How far features ``(..., N, d)`` are from collapse; each measure is ``(...)`` and 0 at collapse.
+    """How far features ``(..., N, d)`` are from collapse; each measure is ``(...)``, 0 at collapse, NaN for NaN.
 
     ``"nc1t"``: trace within over trace between (the measure of the theory); ``"nc1"``: trace of the covariance within
     times the pseudo-inverse of the one between, over K; ``"nc2"``: distance of the normalised Gram matrix of the
@@ -256,18 +256,19 @@ def collapse_measures(features: Tensor, labels: Tensor, cutoff: float = 1e-6) ->
         cutoff: the pseudo-inverse leaves out directions whose standard deviation is below this share of the largest.
     """
     within, between, means = _parts(features, labels)
-    _U, S, V = torch.linalg.svd(between, full_matrices=False)
-    used = cutoff * S[..., :1] < S
+    ratio = within.square().sum((-2, -1)) / between.square().sum((-2, -1))
+    sigma, V = torch.linalg.svd(between.nan_to_num(0, 0, 0), full_matrices=False)[1:]
+    used = sigma > cutoff * sigma[..., :1]
     used[..., means.shape[-2] - 1 :] = False  # K centred means have rank K - 1 at most
     along = (within @ V.mT).square().sum(-2)
     classes = means.shape[-2]
-    nc1 = torch.where(used, along / S.square(), 0.0).sum(-1) / classes
+    nc1 = torch.where(used, along / sigma.square(), 0.0).sum(-1) / classes + 0 * ratio  # a diverged run stays NaN
     centred = means - means.mean(-2, keepdim=True)
     gram = centred @ centred.mT
     simplex = torch.eye(classes).to(gram) - 1 / classes
     gap = gram / gram.flatten(-2).norm(dim=-1)[..., None, None] - simplex / (classes - 1) ** 0.5
     nc2 = gap.flatten(-2).norm(dim=-1)
-    return {"nc1t": within.square().sum((-2, -1)) / between.square().sum((-2, -1)), "nc1": nc1, "nc2": nc2}
+    return {"nc1t": ratio, "nc1": nc1, "nc2": nc2}
 
 
 def _parts(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -188,6 +188,16 @@ def test_nc1_leaves_out_directions_in_which_means_agree(random):
     assert nc.collapse_measures(flat, EVEN)["nc1"] == pytest.approx(float(along / 3))
 
 
+def test_a_diverged_run_is_nan_and_spoils_no_other(random):
+    features = normal(random, 2, 9, 5)
+    alone = nc.collapse_measures(features[1], LABELS)
+    features[0, 3, 2] = torch.nan
+    found = nc.collapse_measures(features, LABELS)
+    for name, values in found.items():
+        assert values[0].isnan()
+        assert values[1] == pytest.approx(float(alone[name]))
+
+
 def test_the_path_is_the_gradient_flow(random):
     start = normal(random, 2, 9, 5)
     H = start.clone().requires_grad_()
