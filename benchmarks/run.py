@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import collapse
 import curvatures
 import descent
 import diagonal
@@ -49,6 +50,9 @@ BENCHMARKS = {
     "exact-hessian": curvatures.exact_hessian,
     "densities": curvatures.densities,
     "population-products": curvatures.population_products,
+    "collapse-minimisers": collapse.minimisers,
+    "collapse-influence": collapse.influence,
+    "collapse-decays": collapse.decays,
     "layouts": descent.layouts,
     "cp-predictors": predictors.cp_fits,
     "blast-factorization": structured.factorization,

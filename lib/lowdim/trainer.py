@@ -46,7 +46,8 @@ class Trainer:
         batch: samples a step, drawn without repetition, in an order of its own for each run and epoch; what is left of
             an epoch is not used. ``None``: all samples.
         momentum, betas, eps: of the optimisers.
-        decay: weight decay, one for all or pattern -> value, such as ``{"weight.*": 1e-4}``, and none for the rest.
+        decay: weight decay, one for all or pattern -> value, such as ``{"weight.*": 1e-4}``, and none for the rest; a
+            value is one number or one for each run.
         clip: largest norm of a run's gradient.
         schedule: step (from 0) -> factor of the step sizes, such as ``cosine(1000)``.
         generator: source of the orders; needed with ``batch``.
@@ -102,18 +103,20 @@ class Trainer:
     def _decays(self, decay):
         if not isinstance(decay, Mapping):
             return number("decay", decay, at_least=0)
-        flat, found = self.population.flat, []
+        found = []
         for pattern, value in decay.items():
-            number(f"decay[{pattern!r}]", value, at_least=0)
+            ok.values(at_least=0)(f"decay[{pattern!r}]", value, {})
+            ok.one_or_each(f"decay[{pattern!r}]", value, self.population.runs)
             if not any(fnmatchcase(name, pattern) for name in self.population.parameters):
                 names = ", ".join(self.population.parameters)
                 raise ParameterError(f"decay must have patterns of parameters ({names}), got {pattern!r}.")
         for name, p in self.population.parameters.items():
-            found.append(flat.new_full((p.numel(),), self.decay_of(name)))
+            each = torch.as_tensor(self.decay_of(name), dtype=p.dtype, device=p.device).flatten()
+            found.append(each.expand(self.population.runs).repeat_interleave(p[0].numel()))
         return torch.cat(found)
 
-    def decay_of(self, name: str) -> float:
-        """The weight decay of a parameter."""
+    def decay_of(self, name: str) -> float | Tensor:
+        """The weight decay of a parameter, one number or one for each run."""
         if not isinstance(self.decay, Mapping):
             return self.decay
         return next((value for pattern, value in self.decay.items() if fnmatchcase(name, pattern)), 0.0)

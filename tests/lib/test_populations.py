@@ -218,6 +218,19 @@ def test_decay_of_groups_and_accuracy():
     torch.testing.assert_close(nets.accuracy(), (guess == nets.targets).double().mean(1))
 
 
+def test_every_run_can_have_its_own_weight_decay():
+    values = torch.tensor([0.0, 1e-2, 0.3])
+    together = mlp(runs=3)
+    Trainer(together, 0.1, "momentum", decay={"weight.*": values}).run(7)
+    for run, value in enumerate(values.tolist()):
+        alone = mlp(runs=3)
+        Trainer(alone, 0.1, "momentum", decay={"weight.*": value}).run(7)
+        for ours, theirs in zip(together.state, alone.state, strict=True):
+            torch.testing.assert_close(ours[run], theirs[run], **CLOSE)
+    with pytest.raises(ParameterError, match="must be one number or one for each of 3 runs, got 2"):
+        Trainer(together, 0.1, decay={"weight.0": [0.1, 0.2]})
+
+
 def test_sixteen_networks_on_the_digits_are_sixteen_plain_runs():
     x, y = (torch.as_tensor(part) for part in digits())
     nets = MLP(mlp_parameters([64, 64, 64, 10], 16, draw(), dtype=F64), x, y)
