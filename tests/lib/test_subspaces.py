@@ -8,18 +8,17 @@ import torch
 from lowdim.checks import ParameterError
 from lowdim.mlps import MLP, mlp_parameters
 from lowdim.populations import Functional
-from lowdim.subspaces import (
+from lowdim.projections import (
     KINDS,
     Dense,
     Fastfood,
+    OuterProducts,
     Sparse,
-    Subspace,
-    first_crossing,
     gaussian,
     operations,
-    outer_products,
     walsh_hadamard,
 )
+from lowdim.subspaces import Subspace, intrinsic_dimension, rising
 from lowdim.trainer import Trainer, train
 
 F64 = torch.float64
@@ -46,7 +45,7 @@ def hadamard(n):
 
 
 @each_kind
-@pytest.mark.parametrize("size, d", [(1, 1), (66, 1), (66, 13), (66, 66), (64, 8), (1000, 130), (200, 129)])
+@pytest.mark.parametrize(("size", "d"), [(1, 1), (66, 1), (66, 13), (66, 66), (64, 8), (1000, 130), (200, 129)])
 def test_columns_have_unit_length_over_all_parameters(kind, size, d):
     P = KINDS[kind](size, d, 3, draw(), F64)
     torch.testing.assert_close(P.matrix().norm(dim=1), torch.ones(3, d, dtype=F64), rtol=1e-12, atol=0)
@@ -87,7 +86,7 @@ def test_the_transform_is_sylvesters_matrix():
         torch.testing.assert_close(walsh_hadamard(walsh_hadamard(x)), n * x, **CLOSE)
 
 
-@pytest.mark.parametrize("size, d", [(96, 20), (100, 20), (20, 20), (64, 16)])
+@pytest.mark.parametrize(("size", "d"), [(96, 20), (100, 20), (20, 20), (64, 16)])
 def test_fastfood_is_its_explicit_matrix(size, d):
     P = Fastfood(size, d, 2, draw(), F64)
     H, n = hadamard(P.block), P.block
@@ -95,9 +94,7 @@ def test_fastfood_is_its_explicit_matrix(size, d):
         blocks = []
         for b in range(P.blocks):
             permutation = torch.eye(n, dtype=F64)[P._order[group, 0, b]]
-            blocks.append(
-                H @ torch.diag(P._gauss[group, 0, b]) @ permutation @ H @ torch.diag(P._signs[group, 0, b])
-            )
+            blocks.append(H @ torch.diag(P._gauss[group, 0, b]) @ permutation @ H @ torch.diag(P._signs[group, 0, b]))
         whole = torch.cat(blocks)[:size, :d]
         torch.testing.assert_close(P.matrix()[group], whole / whole.norm(dim=0), **CLOSE)
 
@@ -184,30 +181,46 @@ def test_a_subspace_trainer_goes_on_from_its_state():
 
 
 def test_outer_products_are_low_rank_changes():
-    sizes, ranks = (5, 7, 3), (2, 3)
-    P = outer_products(sizes, ranks, 2, draw(), F64)
-    eye = torch.eye(13, dtype=F64).expand(2, -1, -1)
-    torch.testing.assert_close(P.columns.mT @ P.columns, eye, rtol=0, atol=1e-12)
-    nets = networks(k=1)
-    before = [w.clone() for w in nets.weights]
-    sub = Subspace(nets, P)
-    sub.parameters["x"].normal_(generator=draw())
+    sizes = (5, 7, 4)
+    P = OuterProducts(sizes, 3, 2, draw(), F64)
+    columns = P.matrix()
+    torch.testing.assert_close(columns.mT @ columns, torch.eye(18, dtype=F64).expand(2, -1, -1), rtol=0, atol=1e-12)
+    x, g = torch.randn(2, 4, 18, generator=draw(1), dtype=F64), torch.randn(2, 4, 74, generator=draw(2), dtype=F64)
+    torch.testing.assert_close(P.apply(x), x @ columns.mT, **CLOSE)
+    torch.testing.assert_close(P.pull(g), g @ columns, **CLOSE)
+    nets = networks(k=3, sizes=sizes)
+    start = {name: p.clone() for name, p in nets.parameters.items()}
+    sub = Subspace(nets, P, dims=[2, 8, 18])  # ranks 1, 2, 3
+    sub.parameters["x"].copy_(torch.randn(6, 18, generator=draw(), dtype=F64) * sub._used)
     sub.lift()
-    for rank, old, new in zip(ranks, before, nets.weights, strict=True):
-        assert (torch.linalg.matrix_rank(new - old, atol=1e-9) == rank).all()
-    assert not torch.stack([b.abs().sum() for b in nets.biases]).sum() - sum(
-        p.abs().sum() for p in networks(k=1).biases
-    )
+    for l in range(2):
+        change = nets.weights[l] - start[f"weight.{l}"]
+        assert torch.linalg.matrix_rank(change, atol=1e-9).tolist() == [1, 2, 3] * 2
+        assert torch.equal(nets.biases[l], start[f"bias.{l}"])
 
 
-def test_crossings_are_interpolated_in_log_d():
+def test_the_closest_rising_curve():
+    from scipy.optimize import minimize
+
+    y = torch.randn(7, 5, generator=draw(), dtype=F64)
+    fit = rising(y)
+    assert (fit.diff(dim=0) >= 0).all()
+    torch.testing.assert_close(rising(fit), fit)
+    for i in range(5):
+        steps = [dict(type="ineq", fun=lambda z, j=j: z[j + 1] - z[j]) for j in range(6)]
+        target = y[:, i].numpy()
+        best = minimize(lambda z, t=target: ((z - t) ** 2).sum(), target.mean() + 0 * target, constraints=steps)
+        torch.testing.assert_close(fit[:, i], torch.as_tensor(best.x), rtol=0, atol=1e-5)
+
+
+def test_dimensions_are_interpolated_in_log_d():
     d = [10, 100, 1000]
-    curves = torch.tensor([[0.2, 0.95, 0.1, 0.2], [0.6, 0.96, 0.2, 0.9], [1.0, 0.97, 0.3, 0.1]], dtype=F64)
-    found = first_crossing(d, curves, 0.8)
+    curves = torch.tensor([[0.2, 0.95, 0.1, 0.2], [0.6, 0.96, 0.2, 0.9], [1.0, 0.97, 0.3, 0.7]], dtype=F64)
+    found = intrinsic_dimension(d, curves, 0.8)
     torch.testing.assert_close(found[:2], torch.tensor([10**2.5, 10.0], dtype=F64))
     assert found[2].isnan()
-    torch.testing.assert_close(found[3], torch.tensor(10 ** (1 + 6 / 7), dtype=F64))
-    torch.testing.assert_close(first_crossing(d, curves[:, 0], 0.6), torch.tensor(100.0, dtype=F64))
+    torch.testing.assert_close(found[3], torch.tensor(100.0, dtype=F64))  # 0.9 and 0.7 count as 0.8 twice
+    torch.testing.assert_close(intrinsic_dimension(d, curves[:, 0], 0.6), torch.tensor(100.0, dtype=F64))
 
 
 def test_operations_are_counted():
