@@ -8,6 +8,7 @@ rival. ``apply`` is P x and ``pull`` its adjoint. All are drawn from a generator
 import math
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -126,24 +127,34 @@ def _compressed(rows: Tensor, columns: Tensor, values: Tensor, shape) -> Tensor:
 
 @ok.takes(x=ok.tensor("... n", finite=False))
 def walsh_hadamard(x: Tensor) -> Tensor:
-    """H x along the last axis, unnormalised, by log2(n) stages of sums and differences; a new tensor.
+    """H x along the last axis, unnormalised, in stages of at most four of its log2(n) levels; a new tensor.
 
-    H is symmetric, has entries ±1, and H H = n.
+    H is symmetric, has entries ±1, and H H = n. A stage is a product with a matrix of at most 16 rows, which processors
+    do faster than four passes of sums and differences; H itself is never written out.
 
     Raises:
         ParameterError: a length that is no power of two.
     """
-    n = x.shape[-1]
+    n, shape, h = x.shape[-1], x.shape, 1
     if n & (n - 1):
         raise ParameterError(f"x must have a power of two as its last size, got {n}.")
-    x, h = x.clone(memory_format=torch.contiguous_format), 1
+    if n == 1:
+        return x.clone()
     while h < n:
-        a, b = x.view(*x.shape[:-1], n // (2 * h), 2, h).unbind(-2)
-        difference = a - b
-        a.add_(b)
-        b.copy_(difference)
-        h *= 2
-    return x
+        r = min(16, n // h)
+        signs = _hadamard(r, x.dtype, x.device)
+        x = x.reshape(-1, r) @ signs if h == 1 else signs @ x.view(-1, r, h)
+        h *= r
+    return x.view(shape)
+
+
+@lru_cache(maxsize=32)
+def _hadamard(n: int, dtype, device) -> Tensor:
+    """The matrix of one stage, at most 16 rows."""
+    found = torch.ones(1, 1, dtype=dtype, device=device)
+    while len(found) < n:
+        found = torch.cat([torch.cat([found, found], 1), torch.cat([found, -found], 1)])
+    return found
 
 
 class Fastfood(Projection):
@@ -245,7 +256,7 @@ KINDS = {"dense": gaussian, "sparse": Sparse, "fastfood": Fastfood}
 
 @ok.takes(kind=ok.one_of("direct", *KINDS), parameters=ok.count(), d=ok.count())
 def operations(kind: str, parameters: int, d: int) -> int:
-    """Multiplications of one P x and one P^T g; for ``"fastfood"``, additions of the transforms, too."""
+    """Multiplications of one P x and one P^T g; for ``"fastfood"``, additions of two-way transforms, too."""
     _fits(parameters, d)
     if kind in ("direct", "dense"):
         return 0 if kind == "direct" else 2 * parameters * d
