@@ -9,10 +9,17 @@ import test_bad_input
 import test_bad_input_inverse
 import test_bad_input_models
 import test_bad_input_populations
+import test_bad_input_subspaces
 
 import lowdim
 
-TABLES = (test_bad_input, test_bad_input_models, test_bad_input_inverse, test_bad_input_populations)
+TABLES = (
+    test_bad_input,
+    test_bad_input_models,
+    test_bad_input_inverse,
+    test_bad_input_populations,
+    test_bad_input_subspaces,
+)
 MODULES = sorted(module.name for module in pkgutil.iter_modules(lowdim.__path__))
 
 RESULT = "a result: the library makes it"
@@ -48,6 +55,7 @@ EXCEPTIONS = {
     "populations.check_data": "a check itself",
     "populations.check_labels": "a check itself",
     "populations.check_stacked": "a check itself",
+    "projections.Projection": "a base class",
     "posterior.Moment": RESULT,
     "posterior.Solution": RESULT,
     "predictors.Fit": RESULT,
