@@ -53,10 +53,18 @@ class Projection:
 
 
 class Dense(Projection):
-    """Given columns, ``(groups, parameters, d)``; they are used as they are."""
+    """Given columns, ``(groups, parameters, d)``; they are used as they are.
+
+    Raises:
+        ParameterError: more columns than parameters.
+    """
 
     @ok.takes(columns=ok.tensor("groups parameters d", finite=True))
     def __init__(self, columns: Tensor):
+        if columns.shape[2] > columns.shape[1]:
+            raise ParameterError(
+                f"columns must be at most as many as the {columns.shape[1]} parameters, got {tuple(columns.shape)}."
+            )
         super().__init__(columns.shape[1], columns.shape[2], len(columns), columns.dtype, columns.device)
         self.columns = columns
 
@@ -122,7 +130,10 @@ def _compressed(rows: Tensor, columns: Tensor, values: Tensor, shape) -> Tensor:
     starts = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=shape[0]).cumsum(0)])
     with warnings.catch_warnings():  # "sparse CSR support is in beta"
         warnings.simplefilter("ignore")
-        return torch.sparse_csr_tensor(starts, columns[order], values[order], shape)
+        short = max(len(rows), *shape) < 2**31  # as the products want them: else they convert at every call
+        return torch.sparse_csr_tensor(
+            *((t.int() if short else t) for t in (starts, columns[order])), values[order], shape
+        )
 
 
 @ok.takes(x=ok.tensor("... n", finite=False))
@@ -137,7 +148,7 @@ def walsh_hadamard(x: Tensor) -> Tensor:
     """
     n, shape, h = x.shape[-1], x.shape, 1
     if n & (n - 1):
-        raise ParameterError(f"x must have a power of two as its last size, got {n}.")
+        raise ParameterError(f"x must have a power of two as its last size, got {tuple(shape)}.")
     if n == 1:
         return x.clone()
     while h < n:

@@ -43,19 +43,21 @@ class Subspace(Population):
         decay=ok.real(at_least=0),
     )
     def __init__(self, population, projection: Projection, dims=None, *, decay: float = 0.0):
+        kind = brief(projection)
         if projection.parameters != population.size:
             raise ParameterError(
-                f"projection must have the {population.size} parameters of a run, got {projection.parameters}."
+                f"projection must have the {population.size} parameters of a run, got {kind} with {projection.parameters}."
             )
         if population.runs % projection.groups:
             raise ParameterError(
-                f"projection must have a number of groups that divides {population.runs} runs, got {projection.groups}."
+                f"projection must have a number of groups that divides {population.runs} runs, got {kind} with "
+                f"{projection.groups}."
             )
         k, flat = population.runs // projection.groups, population.flat
         if projection.dtype != flat.dtype or projection.device.type != flat.device.type:
             raise ParameterError(
-                f"projection must be {flat.dtype} on {flat.device}, as the population, got {projection.dtype} on "
-                f"{projection.device}."
+                f"projection must be {flat.dtype} on {flat.device}, as the population, got {kind} with "
+                f"{projection.dtype} on {projection.device}."
             )
         if dims is not None:
             ok.sizes(1)("dims", dims, {})
@@ -111,7 +113,7 @@ def rising(values) -> Tensor:
     return torch.stack([torch.stack([lowest[a][i - a] for a in range(i + 1)]).amax(0) for i in range(n)])
 
 
-@ok.takes(d=ok.array("points"), performance=ok.array("points ...", finite=False))
+@ok.takes(d=ok.array("numbers"), performance=ok.array("points ...", finite=False))
 def intrinsic_dimension(d, performance, threshold) -> Tensor:
     """Where performance reaches a threshold: interpolated in log d, on the closest curve that never falls.
 
@@ -124,7 +126,7 @@ def intrinsic_dimension(d, performance, threshold) -> Tensor:
         ``(...)``, float64; NaN where the threshold is not reached, the first d where it is there from the beginning.
     """
     d, y = torch.as_tensor(d, dtype=torch.float64), rising(performance)
-    if not (d.diff() > 0).all() or d[0] <= 0 or len(d) != len(y):
+    if len(d) != len(y) or not (d.diff() > 0).all() or d[0] <= 0:
         raise ParameterError(f"d must be {len(y)} rising numbers above 0, got {brief(d.tolist())}.")
     level = torch.as_tensor(threshold, dtype=torch.float64)
     if not level.isfinite().all() or (level.dim() and level.shape != y.shape[1:]):

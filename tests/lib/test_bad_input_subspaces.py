@@ -25,7 +25,7 @@ def net():
 
 
 DTYPE = bad.only("wrong type", "float64", 3, None, torch.int64, torch.float16)
-DRAWN = {"parameters": bad.count(1)[:1] + bad.only("fewer than d", 3), "d": bad.count(1) + bad.only("more than parameters", 10, 11, 10**6),
+DRAWN = {"parameters": bad.count(1)[:1], "d": bad.count(1) + bad.only("more than parameters", 10, 11, 10**6),
          "groups": bad.count(1), "generator": bad.generator(), "dtype": DTYPE}  # fmt: skip
 RANDOM = [Case(make, lambda: dict(parameters=9, d=5, groups=2, generator=draw()), DRAWN)
           for make in (projections.gaussian, projections.Sparse, projections.Fastfood)]  # fmt: skip

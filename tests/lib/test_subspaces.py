@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_told():
     nets = networks()
     for make, words in (
         (lambda: Subspace(nets, gaussian(nets.size + 1, 3, 2, draw(), F64)), "66 parameters.*67"),
-        (lambda: Subspace(nets, gaussian(nets.size, 3, 4, draw(), F64)), "divides 6 runs, got 4"),
+        (lambda: Subspace(nets, gaussian(nets.size, 3, 4, draw(), F64)), "divides 6 runs, got .*4"),
         (lambda: Subspace(nets, gaussian(nets.size, 3, 2, draw())), "float64.*float32"),
         (lambda: Subspace(nets, gaussian(nets.size, 3, 2, draw(), F64), dims=[2, 3, 4]), "<= 3, got 4"),
         (lambda: walsh_hadamard(torch.zeros(3, 6)), "power of two"),
