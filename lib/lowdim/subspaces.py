@@ -46,7 +46,8 @@ class Subspace(Population):
         kind = brief(projection)
         if projection.parameters != population.size:
             raise ParameterError(
-                f"projection must have the {population.size} parameters of a run, got {kind} with {projection.parameters}."
+                f"projection must have the {population.size} parameters of a run, got {kind} with "
+                f"{projection.parameters}."
             )
         if population.runs % projection.groups:
             raise ParameterError(

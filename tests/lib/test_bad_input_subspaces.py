@@ -47,7 +47,7 @@ CASES = [
         "decay": bad.real(at_least=0)}),
     Case(subspaces.rising, lambda: dict(values=[0.1, 0.3, 0.2]), {"values": bad.only("wrong type", None, "values", object)}),
     Case(subspaces.intrinsic_dimension, lambda: dict(d=[1, 2, 4], performance=t(3, 2), threshold=0.9), {
-        "d": bad.only("wrong", None, "d", [1, 2], [2, 1, 4], [0, 1, 2], [1.0, bad.NAN, 2.0]), "performance": bad.only("wrong", None, "x", t(2, 2)),
+        "d": bad.only("wrong", None, "d", [1, 2], [2, 1, 4], [0, 1, 2], [1.0, bad.NAN, 2.0]), "performance": bad.only("wrong", None, "x", object),
         "threshold": bad.only("wrong", bad.NAN, bad.INF, t(3))}),
 ]  # fmt: skip
 KINDS = bad.kinds(CASES)
