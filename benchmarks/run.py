@@ -22,6 +22,7 @@ import predictors
 import sampling
 import spectra
 import structured
+import subspaces
 import timing
 import torch
 
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "phases-frames": phases.frames,
     "digits": sampling.digits,
     "populations": populations.mlps,
+    "subspaces": subspaces.projections,
     "exact-hessian": curvatures.exact_hessian,
     "densities": curvatures.densities,
     "layouts": descent.layouts,
