@@ -24,6 +24,7 @@ import predictors
 import sampling
 import spectra
 import structured
+import subspaces
 import timing
 import torch
 
@@ -47,6 +48,7 @@ BENCHMARKS = {
     "phases-frames": phases.frames,
     "digits": sampling.digits,
     "populations": populations.mlps,
+    "subspaces": subspaces.projections,
     "exact-hessian": curvatures.exact_hessian,
     "densities": curvatures.densities,
     "population-products": curvatures.population_products,

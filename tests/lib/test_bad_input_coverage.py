@@ -48,6 +48,7 @@ EXCEPTIONS = {
     "populations.check_data": "a check itself",
     "populations.check_labels": "a check itself",
     "populations.check_stacked": "a check itself",
+    "projections.Projection": "a base class",
     "posterior.Moment": RESULT,
     "posterior.Solution": RESULT,
     "predictors.Fit": RESULT,
