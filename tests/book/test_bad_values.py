@@ -115,6 +115,21 @@ CASES = {
         ("hidden=[1]", "hidden[0] must be a whole number >= 2 and <= 2400, got 1"),
         ("layers=[]", "the number of layers' widths must be a whole number >= 3, got 0"),
     ],
+    "intrinsic-dimension": [
+        ("hidden=[8]", "hidden[0] must be a whole number >= 12 and <= 1024, got 8"),
+        ("hidden=[]", "the number of hidden layers must be a whole number >= 1 and <= 5, got 0"),
+        ("share=1", "share must be a finite number >= 0.5 and <= 0.95, got 1"),
+        ("steps=0", "steps must be a whole number >= 20, got 0"),
+        ("labels=500", "labels must be a whole number >= 40 and <= 200, got 500"),
+    ],
+    "neural-collapse": [
+        ("K=2", "K must be a whole number >= 3 and <= 8, got 2"),
+        ("K=6; d=6", "d must be a whole number >= 7 and <= 20, got 6"),
+        ("decays=[0.1, 0]", "decays[1] must be a finite number >= 0.001 and <= 0.6, got 0"),
+        ("beta=1", "beta must be a finite number >= 20 and <= 10000, got 1"),
+        ("images=100", "images must be a whole number >= 200 and <= 1697, got 100"),
+        ("eta=-0.1", "eta must be a finite number > 0 and <= 0.2, got -0.1"),
+    ],
     "hessian-spectrum": [
         ("images=500", "images must be a whole number >= 5 and <= 170, got 500"),
         ("classes=[2, 11]", "classes[1] must be a finite number >= 2 and <= 10, got 11"),
