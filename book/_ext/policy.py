@@ -73,11 +73,13 @@ def protect_pages(app, failed):
 
 def leave_out(app, failed):
     """What no reader's browser asks for, a tenth of the site: maps from minified to source text, the theme's words in
-    other languages, and fonts in a format for browsers that cannot read the smaller one."""
+    other languages, fonts in a format for browsers that cannot read the smaller one, and pictures that have changed."""
     if not failed and app.builder.format == "html":
         static = Path(app.outdir, "_static")
         shutil.rmtree(static / "locales", ignore_errors=True)
-        for path in [*static.rglob("*.map"), *static.glob("vendor/**/*.ttf")]:
+        shown = "".join(page.read_text() for page in Path(app.outdir).rglob("*.html"))
+        old = [path for path in Path(app.outdir, "_images").glob("*") if path.name not in shown]  # of earlier builds
+        for path in [*static.rglob("*.map"), *static.glob("vendor/**/*.ttf"), *old]:
             path.unlink()
 
 

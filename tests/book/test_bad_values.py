@@ -127,7 +127,7 @@ CASES = {
         ("K=6; d=6", "d must be a whole number >= 7 and <= 20, got 6"),
         ("decays=[0.1, 0]", "decays[1] must be a finite number >= 0.001 and <= 0.6, got 0"),
         ("beta=1", "beta must be a finite number >= 20 and <= 10000, got 1"),
-        ("images=100", "images must be a whole number >= 200 and <= 1697, got 100"),
+        ("images=100", "images must be a whole number >= 200 and <= 1797, got 100"),
         ("eta=-0.1", "eta must be a finite number > 0 and <= 0.2, got -0.1"),
     ],
     "hessian-spectrum": [
