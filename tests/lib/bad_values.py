@@ -27,6 +27,16 @@ class Sort:
     draw: object  # a strategy, or good value -> strategy
 
 
+def t(*shape) -> torch.Tensor:
+    """A good tensor: entries between 0.5 and 1.5, the same each time."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
+
+
+def draw() -> torch.Generator:
+    """A good generator, the same each time."""
+    return torch.Generator().manual_seed(2)
+
+
 def no_number(*more) -> Sort:
     return Sort("wrong type", st.sampled_from([*SCRAPS, *more]))
 
@@ -245,3 +255,18 @@ def check(case: Case, argument: str, sort: Sort) -> None:
         assert shown(value, message), message
 
     answered()
+
+
+def table_tests(cases: list[Case], unless: tuple = ()) -> tuple[Callable, Callable]:
+    """The two tests of a table: good arguments are good (``unless`` the call needs files), bad ones are answered."""
+
+    @pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+    def good_ones(case):
+        if case.call not in unless:
+            call(case, case.good())
+
+    @pytest.mark.parametrize("kind", kinds(cases), ids=name_of)
+    def bad_ones(kind):
+        check(*kind)
+
+    return good_ones, bad_ones

@@ -10,8 +10,8 @@ import functools
 
 import bad_values as bad
 import numpy as np
-import pytest
 import torch
+from bad_values import draw, t
 
 from lowdim import (
     claims,
@@ -37,15 +37,6 @@ from lowdim import (
 )
 
 Case = bad.Case
-
-
-def t(*shape) -> torch.Tensor:
-    """A tensor with entries between 0.5 and 1.5, the same each time."""
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
-
-
-def draw() -> torch.Generator:
-    return torch.Generator().manual_seed(2)
 
 
 def tuned(step=None, runs: int = 2) -> dict:
@@ -435,17 +426,8 @@ CASES = [
 ]  # fmt: skip
 
 KINDS = bad.kinds(CASES)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_good_arguments_are_good(case):
-    if case.call not in (data.fetch, data.cifar10, data.cifar100, data.labelled_tensors):  # they need files
-        bad.call(case, case.good())
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
-def test_bad_input_is_answered(kind):
-    bad.check(*kind)
+NEED_FILES = (data.fetch, data.cifar10, data.cifar100, data.labelled_tensors)
+test_the_good_arguments_are_good, test_bad_input_is_answered = bad.table_tests(CASES, unless=NEED_FILES)
 
 
 def test_there_are_hundreds_of_kinds():

@@ -2,18 +2,13 @@
 
 # ruff: noqa: E501
 import bad_values as bad
-import pytest
 import torch
+from bad_values import t
 
 from lowdim import collapse
 
 Case = bad.Case
-F64 = torch.float64
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-def t(*shape) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.5
 
 
 BASIS = torch.linalg.qr(t(2, 5, 3)).Q.contiguous()
@@ -43,14 +38,4 @@ CASES = [
     Case(collapse.velocity, lambda: dict(start=t(2, 6, 5), labels=LABELS, decay_w=0.1, decay_h=0.2), FLOW),
     Case(collapse.central_path, lambda: dict(start=t(2, 6, 5), labels=LABELS, decay_w=0.1, decay_h=0.2, times=[0.5]), FLOW | {"times": TIMES}),
 ]  # fmt: skip
-KINDS = bad.kinds(CASES)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_good_arguments_are_good(case):
-    bad.call(case, case.good())
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
-def test_bad_input_is_answered(kind):
-    bad.check(*kind)
+test_the_good_arguments_are_good, test_bad_input_is_answered = bad.table_tests(CASES)

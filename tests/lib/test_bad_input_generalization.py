@@ -4,21 +4,13 @@
 import bad_values as bad
 import pytest
 import torch
+from bad_values import draw, t
 
 from lowdim import features
 from lowdim import generalization as gen
 from lowdim.checks import ParameterError
 
 Case = bad.Case
-F64 = torch.float64
-
-
-def t(*shape) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.5
-
-
-def draw() -> torch.Generator:
-    return torch.Generator().manual_seed(2)
 
 
 def flow(tall=True):
@@ -51,17 +43,7 @@ CASES = [
     Case(features.Student, lambda: dict(features=t(2, 5, 4), teacher=features.Teacher(2, 3, 4, draw())), {
         "features": bad.tensor(ends=(0, 2)), "teacher": bad.only("wrong type", None, 3, "teacher")}),
 ]  # fmt: skip
-KINDS = bad.kinds(CASES)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_good_arguments_are_good(case):
-    bad.call(case, case.good())
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
-def test_bad_input_is_answered(kind):
-    bad.check(*kind)
+test_the_good_arguments_are_good, test_bad_input_is_answered = bad.table_tests(CASES)
 
 
 def test_methods_of_a_flow_answer_what_does_not_fit():

@@ -3,8 +3,8 @@
 import functools
 
 import bad_values as bad
-import pytest
 import torch
+from bad_values import draw, t
 from torch import nn
 
 from lowdim import (
@@ -28,14 +28,6 @@ from lowdim import (
 )
 
 Case = bad.Case
-
-
-def t(*shape) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.5
-
-
-def draw() -> torch.Generator:
-    return torch.Generator().manual_seed(2)
 
 
 def spread(function):
@@ -392,17 +384,7 @@ CASES = [
 ]  # fmt: skip
 KINDS = bad.kinds(CASES)
 NEED_FILES = (pretrained.adapt, pretrained.load, pretrained.images)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_good_arguments_are_good(case):
-    if case.call not in NEED_FILES:
-        bad.call(case, case.good())
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
-def test_bad_input_is_answered(kind):
-    bad.check(*kind)
+test_the_good_arguments_are_good, test_bad_input_is_answered = bad.table_tests(CASES, unless=NEED_FILES)
 
 
 def test_there_are_hundreds_of_kinds_more():

@@ -7,6 +7,7 @@ import inspect
 import bad_values as bad
 import pytest
 import torch
+from bad_values import draw, t
 from torch import nn
 
 from lowdim import interpolation, matching, mlps, populations, trainer
@@ -14,14 +15,6 @@ from lowdim.checks import ParameterError
 
 Case = bad.Case
 F64 = torch.float64
-
-
-def t(*shape) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.5
-
-
-def draw() -> torch.Generator:
-    return torch.Generator().manual_seed(2)
 
 
 def stacked(runs=2, sizes=(3, 4, 2)):
@@ -110,19 +103,9 @@ CASES = [
     Case(interpolation.reset_statistics, lambda: dict(model=nn.BatchNorm1d(3), batches=[t(4, 3).float()]), {
         "model": bad.only("wrong type", None, 3) + bad.only("no statistics", nn.Linear(3, 2)), "batches": bad.only("empty", []) + bad.only("wrong", [3])}),
 ]  # fmt: skip
-KINDS = bad.kinds(CASES)
 NOT_HERE = {"populations.Population": "a base class", "populations.check_stacked": "a check itself", "populations.check_data": "a check itself",
             "populations.check_labels": "a check itself", "mlps.MLP": "in the table"}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_good_arguments_are_good(case):
-    bad.call(case, case.good())
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
-def test_bad_input_is_answered(kind):
-    bad.check(*kind)
+test_the_good_arguments_are_good, test_bad_input_is_answered = bad.table_tests(CASES)
 
 
 @pytest.mark.parametrize("module", ["populations", "mlps", "trainer", "matching", "interpolation"])

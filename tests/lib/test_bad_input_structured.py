@@ -46,7 +46,6 @@ CASES = [
     Case(structured_pretrained.keep_first, lambda: dict(model=nn.Sequential(nn.ModuleList([nn.Linear(2, 2)])), layers=1), {
         "model": MODULE + bad.only("no blocks", two_layers())}),
 ]  # fmt: skip
-KINDS = bad.kinds(CASES)
 NEED_THE_NET = (structured_pretrained.tokens,)
 
 
@@ -58,15 +57,7 @@ def folder(tmp_path, monkeypatch):
     Path("words.txt").write_text("words")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_good_arguments_are_good(case):
-    if case.call not in NEED_THE_NET:
-        bad.call(case, case.good())
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
-def test_bad_input_is_answered(kind):
-    bad.check(*kind)
+test_the_good_arguments_are_good, test_bad_input_is_answered = bad.table_tests(CASES, unless=NEED_THE_NET)
 
 
 def test_layers_that_are_not_there_or_not_used_are_named():

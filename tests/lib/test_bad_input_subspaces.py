@@ -4,20 +4,13 @@
 import bad_values as bad
 import pytest
 import torch
+from bad_values import draw, t
 
 from lowdim import mlps, projections, subspaces
 from lowdim.checks import ParameterError
 
 Case = bad.Case
 F64 = torch.float64
-
-
-def t(*shape) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(1), dtype=F64) + 0.5
-
-
-def draw() -> torch.Generator:
-    return torch.Generator().manual_seed(2)
 
 
 def net():
@@ -50,17 +43,7 @@ CASES = [
         "d": bad.only("wrong", None, "d", [1, 2], [2, 1, 4], [0, 1, 2], [1.0, bad.NAN, 2.0]), "performance": bad.only("wrong", None, "x", object),
         "threshold": bad.only("wrong", bad.NAN, bad.INF, t(3))}),
 ]  # fmt: skip
-KINDS = bad.kinds(CASES)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_good_arguments_are_good(case):
-    bad.call(case, case.good())
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=bad.name_of)
-def test_bad_input_is_answered(kind):
-    bad.check(*kind)
+test_the_good_arguments_are_good, test_bad_input_is_answered = bad.table_tests(CASES)
 
 
 @pytest.mark.parametrize("make", projections.KINDS.values())
