@@ -25,6 +25,7 @@ try:
     from chapters import ROOT, BadInputError, Chapter, build_folder, check_knobs, find, verdict_counts
     from folders import BusyError, deliver, workplace
     from outcome import ChapterError, finished, section_that_failed
+    from traitlets.config import Config
     from watchdog import Watchdog, stop_tidily
 except ModuleNotFoundError as error:  # started with a Python that has not got the book's environment
     inside = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
@@ -32,6 +33,8 @@ except ModuleNotFoundError as error:  # started with a Python that has not got t
         sys.exit(f"The book's environment is missing ({error}): run `make env` first.")
     os.execv(inside, [str(inside), *sys.argv])
 
+# Others on the same machine, such as a cluster's node, cannot read along; and the kernel does not warn that they can.
+ENCRYPTED = Config(AsyncKernelManager={"transport_encryption": "auto"})
 MINUTES = {"quick": 30, "paper": 600}
 MEMORY_MB = {"quick": 4000, "paper": 32000}
 
@@ -86,6 +89,7 @@ def execute(chapter: Chapter, knobs: dict, work: Path, watchdog: Watchdog) -> nb
                 progress_bar=False, log_output=False,
                 request_save_on_cell_execute=False,  # it saves at the end, and when a cell fails
                 shutdown_kernel="immediate",  # everything is written by then; a polite end takes two seconds
+                config=ENCRYPTED,
             )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         message = " ".join(str(error.evalue).split())

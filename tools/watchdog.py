@@ -1,6 +1,7 @@
 """Watches over the kernel of a chapter: stops it when it takes too long, takes too much memory, or is an orphan."""
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -63,7 +64,12 @@ def kill_children() -> None:
 
 
 def stop_tidily(*_):
-    """A handler of signals: the kernel ends without a word, this process like after Ctrl-C."""
+    """A handler of signals: the kernel ends without a word, this process like after Ctrl-C.
+
+    Nothing is logged from here on: the client of the kernel and its event loop would report the death of the kernel,
+    and whether they get to it before this process ends is a matter of chance.
+    """
+    logging.disable()
     kill_children()
     raise KeyboardInterrupt
 

@@ -7,10 +7,12 @@ the command, from which the words must come out unchanged.
 import re
 import subprocess
 import sys
+import warnings
 
 import matplotlib.pyplot as plt
 import pytest
 import run_chapter
+import torch
 from chapters import ROOT, all_chapters, find
 
 from lowdim.checks import ParameterError
@@ -149,6 +151,16 @@ CASES = {
 def pairs(knobs):
     """``a=1; b=[2, 3]`` as the command line has it: ``[("a", "1"), ("b", "[2, 3]")]``."""
     return [tuple(pair.split("=", 1)) for pair in knobs.split("; ")]
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """Chapters set what holds for a whole process; the next test of this worker finds it as before."""
+    kind, rng = torch.get_default_dtype(), torch.get_rng_state()
+    with plt.rc_context(), warnings.catch_warnings():
+        yield
+    torch.set_default_dtype(kind)
+    torch.set_rng_state(rng)
 
 
 def run_cells(chapter, given):
