@@ -11,6 +11,20 @@ from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 
 
+def _adamw(
+    numbers: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], step: int, rate: float, decay: float, betas
+):
+    """AdamW's step ``step`` (from 1) on a flat tensor, in place, as ``torch.optim.AdamW`` takes it.
+
+    The same job, but making the first optimizer of ``torch.optim`` imports a compiler, which takes seconds.
+    """
+    first, second = moments
+    first.lerp_(gradient, 1 - betas[0])
+    second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    size = (second / (1 - betas[1] ** step)).sqrt_().add_(1e-8)
+    numbers.mul_(1 - decay * rate).addcdiv_(first, size, value=-rate / (1 - betas[0] ** step))
+
+
 class Ensemble:
     """Models of one architecture with parameters ``(runs, ...)``, trained by AdamW; every run sees its own batch.
 
@@ -61,9 +75,11 @@ class Ensemble:
         self._names = [names for names in groups.values() if names]
         self._shapes = {name: p.shape for name, p in stacked.items()}
         self._flat = [torch.cat([stacked[n].detach().flatten(1) for n in names], 1) for names in self._names]
-        groups = [dict(params=[flat.requires_grad_()], weight_decay=d)
-                  for flat, d in zip(self._flat, [d for d, names in groups.items() if names], strict=True)]  # fmt: skip
-        self._optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+        self._decays = [d for d, names in groups.items() if names]
+        self._moments = [(torch.zeros_like(flat), torch.zeros_like(flat)) for flat in self._flat]
+        self._betas = tuple(betas)
+        for flat in self._flat:
+            flat.requires_grad_()
         one = lambda p, b, x, y: loss(functional_call(self._base, (p, b), (x,)), y)
         self._losses = vmap(one, randomness="different")
         self._outputs = vmap(lambda p, b, x: functional_call(self._base, (p, b), (x,)), in_dims=(0, 0, None))
@@ -87,17 +103,16 @@ class Ensemble:
     def step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """One step of all runs on batches ``(runs, ...)``; their losses before it, ``(runs,)``, without a sync."""
         losses = self._losses(self.parameters, self.buffers, inputs, targets)
-        for flat, gradient in zip(self._flat, torch.autograd.grad(losses.sum(), self._flat), strict=True):
-            flat.grad = gradient
+        gradients = torch.autograd.grad(losses.sum(), self._flat)
         if self.clip is not None:
-            self._clip([flat.grad for flat in self._flat])
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.rate()
-        self._optimizer.step()
+            self._clip(gradients)
+        rate = self.rate()
         self.taken += 1
+        for flat, gradient, moments, decay in zip(self._flat, gradients, self._moments, self._decays, strict=True):
+            _adamw(flat.detach(), gradient, moments, self.taken, rate, decay, self._betas)
         return losses.detach()
 
-    def _clip(self, gradients: list[Tensor]) -> None:
+    def _clip(self, gradients: Sequence[Tensor]) -> None:
         """Scale each run's gradient to norm ``clip`` where it is larger."""
         norms = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
         factor = (self.clip / (norms + 1e-6)).clamp(max=1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer
 from lowdim.diffusion import LatentDiffusion, Schedule, add_noise, check_images
+from lowdim.ensembles import _adamw
 
 MODEL = ok.kind(nn.Module, "a module")
 FIT = dict(random=ok.generator, steps=ok.count(), batch=ok.count(), rate=ok.real(above=0))
@@ -172,12 +173,12 @@ def _fit(model: nn.Module, loss: Callable, samples: int, steps: int, batch: int,
     """AdamW (weight decay 0.01) with a cosine to zero; ``loss`` gets the numbers of the samples in the batch.
 
     All parameters and gradients live in two flat vectors, so that a step is a handful of operations however many layers
-    there are. torch.optim does the same job, but its first step imports a compiler for seconds.
+    there are.
     """
     parameters = list(model.parameters())
     device, sizes = parameters[0].device, [p.numel() for p in parameters]
     flat = torch.cat([p.detach().flatten() for p in parameters])
-    slope, first, second = torch.zeros_like(flat), torch.zeros_like(flat), torch.zeros_like(flat)
+    slope, moments = torch.zeros_like(flat), (torch.zeros_like(flat), torch.zeros_like(flat))
     for p, value, gradient in zip(parameters, flat.split(sizes), slope.split(sizes), strict=True):
         p.data, p.grad = value.view_as(p), gradient.view_as(p)
     for k, pick in enumerate(torch.randint(samples, (steps, batch), generator=random).to(device)):
@@ -186,9 +187,7 @@ def _fit(model: nn.Module, loss: Callable, samples: int, steps: int, batch: int,
             value = loss(pick)
         value.backward()
         now = rate * (1 + math.cos(math.pi * k / steps)) / 2
-        first.lerp_(slope, 0.1), second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-        size = (second / (1 - 0.999 ** (k + 1))).sqrt_().add_(1e-8)
-        flat.mul_(1 - 0.01 * now).addcdiv_(first, size, value=-now / (1 - 0.9 ** (k + 1)))
+        _adamw(flat, slope, moments, k + 1, now, 0.01, (0.9, 0.999))
     model.eval().requires_grad_(False)
     for p in parameters:
         p.grad = None

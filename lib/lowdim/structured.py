@@ -100,9 +100,14 @@ class StructuredLinear(nn.Module):
         return self.count(self.out_features, self.in_features, self.rank, self.blocks)
 
     def reset_parameters(self, std: float | None = None, generator=None) -> None:
-        """Factors such that the dense matrix has the variance of a dense start; the bias as in ``torch.nn.Linear``."""
+        """Factors such that the dense matrix has the variance of a dense start; the bias as in ``torch.nn.Linear``.
+
+        On the meta device there is nothing to draw (and drawing there would import a compiler, which takes seconds).
+        """
         bound = 1 / math.sqrt(self.in_features)
         std = bound / math.sqrt(3) if std is None else number("std", std, at_least=0)
+        if next(self.parameters()).is_meta:
+            return
         with torch.no_grad():
             self._start(std, generator)
             if self.bias is not None:

@@ -16,7 +16,8 @@ from lowdim.checks import ParameterError, choice, integer, number
 FORMS = ("paper", "released")
 CACHE_NUMBERS = 1 << 20  # numbers in a temporary that stays in the caches; measured: 2^18 is up to a third slower
 CHOLESKY_RANK = 64  # measured: the largest block that is better factorized at once
-SMALL_RANK, MANY = 12, 1024  # measured: up to this rank, at least so many systems are better eliminated side by side
+SMALL_ROW, MANY = 192, 768  # measured: up to rows of so many bytes, at least so many systems are better eliminated
+SIDE_BY_SIDE = 1 << 21  # numbers in these systems; measured: the more, the better, while the last cache holds them
 POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
 
 
@@ -197,8 +198,9 @@ class BlastDescent:
         gu, gv = self._gu[runs], self._gv[runs]
         delta = self._damping(runs, loss)[:, None, None, None]
         b, r = s.shape[-2:]
-        fit = max(1, CACHE_NUMBERS // (len(s) * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
-        small = self.preconditioned and r <= SMALL_RANK and len(s) * b * b >= MANY
+        small = self.preconditioned and r * s.element_size() <= SMALL_ROW and len(s) * b * b >= MANY
+        room = SIDE_BY_SIDE if small else CACHE_NUMBERS
+        fit = max(1, room // (len(s) * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
         if small:  # systems on the last axis
             gu, gv = (g.permute(2, 3, 0, 1).contiguous() for g in (gu, gv))
         for i in _pieces(b, max(1, fit // b)):

@@ -408,7 +408,8 @@ CASES = [
         "figure": bad.only("wrong type", None, 3, "figure"), "dark": bad.flag(), "dpi": EPS}),
     Case(functools.wraps(runtime.pick_device)(lambda device: runtime.pick_device(device)), lambda: dict(device="cpu"), {
         "device": bad.choice() + bad.only("no such GPU", "cuda:99", "cuda:999")}),
-    Case(runtime.parallel, lambda: dict(function=str, jobs=[1, 2]), {"function": bad.function(), "workers": RUNS}),
+    Case(runtime.parallel, lambda: dict(function=str, jobs=[1, 2]),
+         {"function": bad.function(), "workers": RUNS, "cost": bad.function()}),
     Case(runtime.run_jobs, lambda: dict(jobs={"a": lambda own: 1}, random=torch.Generator(), workers=1),
          {"jobs": bad.only("wrong type", 3, [len], None, {"a": 3}), "random": bad.only("wrong type", 7, "cpu", 0.5),
           "workers": RUNS}),

@@ -11,6 +11,13 @@ from lowdim import runtime
 def test_results_keep_the_order_of_the_jobs_and_errors_come_through():
     assert runtime.parallel(lambda job: job * job, range(7)) == [job * job for job in range(7)]
     assert runtime.parallel(str, []) == []
+    begun = []
+    assert runtime.parallel(lambda job: begun.append(job) or -job, [2, 3, 1], workers=1, cost=lambda job: job) == [
+        -2,
+        -3,
+        -1,
+    ]
+    assert begun == [3, 2, 1]  # the longest first
     with pytest.raises(ZeroDivisionError):
         runtime.parallel(lambda job: 1 / job, [1, 0])
 
