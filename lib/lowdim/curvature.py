@@ -33,9 +33,19 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 @ok.takes(loss=ok.function, parameters=ok.tensors(finite=False))
 def hessian(loss: Callable[..., Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """The full Hessian ``(n, n)`` of ``loss(*parameters)``, by automatic differentiation; for small ``n``."""
-    point = flatten([p.detach() for p in parameters])
-    return torch.func.hessian(lambda x: loss(*unflatten(x, parameters)))(point)
+    """The full Hessian ``(n, n)`` of ``loss(*parameters)``, by automatic differentiation; for small ``n``.
+
+    Row by row from the graph of the gradient: ``torch.func.hessian`` would import a compiler, which takes seconds.
+    """
+    point = flatten([p.detach() for p in parameters]).requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(
+            loss(*unflatten(point, parameters)), point, create_graph=True, materialize_grads=True
+        )
+    if not slope.requires_grad:
+        return torch.zeros(len(point), len(point), dtype=point.dtype, device=point.device)
+    row = lambda unit: torch.autograd.grad(slope, point, unit, retain_graph=True, materialize_grads=True)[0]
+    return torch.stack([row(unit) for unit in torch.eye(len(point), dtype=point.dtype, device=point.device)])
 
 
 @ok.takes(loss=ok.function, parameters=ok.tensors(finite=False))
