@@ -312,7 +312,10 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
     """
     rank = gram.shape[-1]
     if rank <= CHOLESKY_RANK:
-        lower = torch.linalg.cholesky_ex(gram)[0]
+        lower = gram.mT  # by columns, as LAPACK wants it: factorized in place, without a copy
+        torch.linalg.cholesky_ex(
+            lower, out=(lower, torch.empty(lower.shape[:-2], dtype=torch.int32, device=lower.device))
+        )
         half = torch.linalg.solve_triangular(lower, right, upper=False)
         return torch.linalg.solve_triangular(lower.mT, half, upper=True)
     done, right = [], right.clone()
