@@ -18,6 +18,7 @@ CACHE_NUMBERS = 1 << 20  # numbers in a temporary that stays in the caches; meas
 CHOLESKY_RANK = 64  # measured: the largest block that is better factorized at once
 SMALL_ROW, MANY = 192, 768  # measured: up to rows of so many bytes, at least so many systems are better eliminated
 SIDE_BY_SIDE = 1 << 21  # numbers in these systems; measured: the more, the better, while the last cache holds them
+ROUNDING = 8  # damping is at least so many eps of a Gram matrix's trace: below that its small eigenvalues are noise
 POWER_STEPS = 2  # power iterations for each step size; the vectors are kept from one step to the next
 
 
@@ -88,7 +89,8 @@ class BlastDescent:
     ``G_j = sum_i (U_i^T U_i) o (s_ij s_ij^T)`` and so on, and share the products ``A_ij^T U_i``; each ``U_i^T U_i`` and
     ``V_j^T V_j`` serves two updates. ``preconditioned=False`` divides each block's gradient by the largest eigenvalue
     of its Gram matrix (the steps under which the loss cannot rise); ``True`` solves with it plus ``delta0 sqrt(loss)``,
-    the loss being taken anew before each of the three.
+    the loss being taken anew before each of the three, and never less than rounding in the Gram matrix: with
+    ``rank > p q``, or a tiny ``delta0`` in single precision, it would be singular.
 
     Args:
         matrices: ``(runs, rows, columns)``.
@@ -184,19 +186,21 @@ class BlastDescent:
             top, _ = self._largest(which, runs, gram, also=None)
             factor.addcmul_(gradient / top[..., None, None], wide, value=-1)
             return
-        delta = self._damping(runs, loss)
-        gram.diagonal(dim1=-2, dim2=-1).add_(delta[:, None, None])
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        delta = self._damping(runs, loss[:, None], diagonal.sum(-1))[..., None]  # (runs, b, 1)
+        diagonal += delta
         way = _solve(gram, gradient.mT).mT
         # the loss is quadratic in the factor, and way (gram + delta) = gradient: no residual is needed, no product, and
         # nothing cancels against ||A||^2
-        bend = torch.mul(way, (0.5 * eta * delta).view(-1, 1, 1, 1)).addcmul_(gradient, 1 - 0.5 * wide)
+        bend = torch.mul(way, 0.5 * wide * delta[..., None]).addcmul_(gradient, 1 - 0.5 * wide)
         loss -= eta * bend.mul_(way).sum((-3, -2, -1))
         factor.addcmul_(way, wide, value=-1)
 
     def _step_s(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
         v, s, eta = self.v[runs], self.s[runs], eta.view(-1, 1, 1, 1)
         gu, gv = self._gu[runs], self._gv[runs]
-        delta = self._damping(runs, loss)[:, None, None, None]
+        traces = gu.diagonal(dim1=-2, dim2=-1) @ gv.diagonal(dim1=-2, dim2=-1).mT  # of the W_ij below, (runs, b, b)
+        damping = self._damping(runs, loss[:, None, None], traces)[..., None]
         b, r = s.shape[-2:]
         small = self.preconditioned and r * s.element_size() <= SMALL_ROW and len(s) * b * b >= MANY
         room = SIDE_BY_SIDE if small else CACHE_NUMBERS
@@ -207,6 +211,7 @@ class BlastDescent:
             for j in _pieces(b, min(b, fit)):
                 part = self._room("stack", len(s), i, j, *v.shape[2:])
                 right, old = torch.mul(self._au[:, i, j], v[:, None, j], out=part).sum(-2), s[:, i, j]  # diag(U'AV)
+                delta = damping[:, i, j]
                 if self.preconditioned:  # s - eta (W + delta)^-1 (W s - right), without the product W s
                     right.addcmul_(delta, old)
                 # W_ij = (U_i^T U_i) o (V_j^T V_j)
@@ -225,8 +230,10 @@ class BlastDescent:
                     top, image = self._largest(2, runs, w, i, j, also=old)
                     old -= eta * (image - right) / top[..., None]
 
-    def _damping(self, runs: slice, loss: Tensor) -> Tensor:
-        return self._delta0[runs] * loss.clamp(min=0).sqrt()
+    def _damping(self, runs: slice, loss: Tensor, traces: Tensor) -> Tensor:
+        """``delta0 sqrt(loss)``, or as much as keeps Gram matrices of these traces from being singular in their dtype."""
+        asked = self._delta0[runs].view_as(loss) * loss.clamp(min=0).sqrt()
+        return torch.maximum(asked, ROUNDING * torch.finfo(traces.dtype).eps * traces)
 
     def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice, also: Tensor):
         """Largest eigenvalues of Gram matrices, and the matrices times ``also (..., r)`` where it is given.

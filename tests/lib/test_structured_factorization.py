@@ -189,3 +189,17 @@ def test_bad_input(make, words, random):
     with pytest.raises(ParameterError) as caught:
         make(*problem(random))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rank", "delta0", "dtype", "form"),
+    [(30, 1e-4, torch.float32, "paper"), (8, 0.1, torch.float32, "released"), (40, 0.0, torch.float64, "paper")],
+)
+def test_singular_gram_matrices_do_no_harm(rank, delta0, dtype, form, random):
+    """More columns than a block has numbers, and hardly any damping: the fit ends at rounding error, not in NaN."""
+    a = torch.randn(3, 32, 32, generator=random, dtype=dtype)
+    fit = BlastDescent(a, blast_start(3, 32, 32, 16, rank, random, dtype=dtype), 100, delta0=delta0, form=form)
+    for _ in range(100):
+        fit.step()
+        assert torch.isfinite(fit.loss()).all()
+    assert fit.error().max() < 100 * torch.finfo(dtype).eps
