@@ -279,9 +279,15 @@ class DiagonalNetwork(_Network):
         self._factor = self._c.view(groups, -1, 1)
         self._flat = [view(tensor.view(runs, -1)) for tensor in (self.uv, self._pull)]
         if self.weights is not None:
-            self._beta, self._slope = self.uv.new_empty(runs, d), self.uv.new_empty(runs, d)
-            self._out = self.uv.new_empty(groups, runs // groups, self._x.shape[1])
+            beta, slope = self.uv.new_empty(runs, d), self.uv.new_empty(runs, d)
+            out = self.uv.new_empty(groups, runs // groups, self._x.shape[1])
+            self._predictor, self._slope = (
+                (beta, beta.view(groups, -1, d)),
+                (slope.unsqueeze(1), slope.view(groups, -1, d)),
+            )
+            self._out, self._share, self._halves = out, self.weights.view_as(out), self._pull.unbind(1)
             self._signs = self.uv.new_tensor([1.0, -1.0]).view(1, 2, 1)
+            self._factors = self._c.view(-1, 1, 1), self.uv.new_empty(runs, 2, 1)
         else:
             x = self.inputs.transpose(0, 1)
             self._rows = torch.cat([x, -x], 2).unsqueeze(2)  # (n, groups, 1, 2 d)
@@ -303,18 +309,19 @@ class DiagonalNetwork(_Network):
             uv.addcmul_(pull, self._factor)
 
     def _together(self) -> None:
-        uv, pull, groups = self.uv, self._pull, len(self.inputs)
+        uv, pull, out = self.uv, self._pull, self._out
+        (beta, grouped), (slope, gathered), (change, factor) = self._predictor, self._slope, self._factors
         torch.mul(uv, uv, out=pull)
-        torch.sub(pull[:, 0], pull[:, 1], out=self._beta)
-        torch.bmm(self._beta.view(groups, -1, uv.shape[2]), self._x.mT, out=self._out)
-        self._out.sub_(self._y).mul_(self.weights.view_as(self._out))
-        torch.bmm(self._out, self._x, out=self._slope.view(groups, -1, uv.shape[2]))
-        torch.mul(uv, self._slope.unsqueeze(1), out=pull)
-        self._gap[:] = 1.0
+        torch.sub(*self._halves, out=beta)
+        torch.bmm(grouped, self._x.mT, out=out)
+        out.sub_(self._y).mul_(self._share)
+        torch.bmm(out, self._x, out=gathered)
+        torch.mul(uv, slope, out=pull)
         if self.clip:
             self._dot(self._flat[1], self._flat[1], self._square)
+        self._gap[:] = 1.0
         self._scaled()
-        uv.addcmul_(pull, self._c.view(-1, 1, 1) * self._signs)
+        uv.addcmul_(pull, torch.mul(change, self._signs, out=factor))
 
     @property
     def a(self) -> Tensor:
@@ -380,7 +387,8 @@ class ReluNetwork(_Network):
         if self.weights is None:
             self._lengths = self.inputs.square().sum(2).repeat_interleave(runs // groups, 0).mT.contiguous()
             self._short = [view(tensor) for tensor in (self.a, *(torch.empty_like(self.a) for _ in range(3)))]
-            self._more = view(torch.empty_like(self._c))
+            self._more, self._zero = view(torch.empty_like(self._c)), view(torch.zeros_like(self._c[0]))
+            self._factor = view(self._c.view(groups, -1, 1))
         else:
             self._active, self._pull = torch.empty_like(self._hidden), torch.empty_like(self.w)
             self._out = self.w.new_empty(runs, 1, batch)
@@ -392,15 +400,14 @@ class ReluNetwork(_Network):
         before = torch.bmm(x, self._wide.mT)  # (groups, k, runs of a group * m)
         moves = torch.empty_like(before)
         first, inner, past = view(before), view(x @ x.mT), view(moves)
-        layer = hidden.reshape(groups, 1, -1)
-        change, move = self._change[:, None], past.reshape(groups, len(seen), -1, a.shape[1])
+        layer, split = hidden.reshape(groups, 1, -1), pull.reshape(groups, -1, a.shape[1])
+        move, change, factor = past.reshape(groups, len(seen), *split.shape[1:]), self._change[:, None], self._factor
         samples = zip(view(self._each[seen]), view(self._lengths[seen]), strict=True)
         for i, (y, length) in enumerate(samples):
             ops.matmul(inner[:, i : i + 1, :i], past[:, :i], out=layer)  # what the steps of this block have added
             ops.add(layer, first[:, i : i + 1], out=layer)
-            on = hidden > 0
-            ops.multiply(a, on, out=pull)
-            ops.multiply(hidden, on, out=active)
+            ops.maximum(hidden, self._zero, out=active)
+            ops.multiply(ops.sign(active, out=pull), a, out=pull)
             self._dot(a, active, self._gap)
             ops.subtract(self._gap, y, out=self._gap)
             if self.clip:
@@ -409,7 +416,7 @@ class ReluNetwork(_Network):
                 ops.multiply(self._more, length, out=self._more)
                 ops.add(self._square, self._more, out=self._square)
             self._scaled()
-            ops.multiply(pull.reshape(move[:, i].shape), change.reshape(groups, -1, 1), out=move[:, i])
+            ops.multiply(split, factor, out=move[:, i])
             ops.multiply(active, change, out=active)
             ops.add(a, active, out=a)
         self._wide.baddbmm_(moves.mT, x)
