@@ -39,7 +39,7 @@ def lockstep(steps: int = 200):
         )
         for dtype, name in ((torch.float32, "single"), (torch.float64, "double")):
             network = DiagonalNetwork(a.to(dtype), b.to(dtype), x, y, eta if clip else 1e-3, order=order, clip=clip)
-            contestants[f"64 runs, {name}, {word}"] = lambda step=network.step: [step() for _ in range(steps)]
+            contestants[f"64 runs, {name}, {word}"] = lambda walk=network.walk: walk(steps)
     state = torch.randn(RUNS, 2 * D)
     contestants["one pass over 64 states, single"] = lambda: [state.mul_(1.0) for _ in range(steps)]
     times = race(contestants)

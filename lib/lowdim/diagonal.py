@@ -2,10 +2,14 @@
 
 Both models have one output and the loss ``1/(2n) sum_i (f(x_i) - y_i)^2``. Runs (step sizes, seeds, batch sizes) share
 the *order* in which samples are seen; their data may differ, in groups. So a step needs no gather: one row of each
-group's data serves all of its runs. Nothing is allocated in a step, and nothing is read back from the device.
+group's data serves all of its runs. Nothing of the size of the state is allocated in a step, and nothing is read back
+from the device.
 
 On a CPU the large operations are PyTorch's; inner products and arithmetic on one number a run go to NumPy through
 views of the same memory, since they are short and its calls cost a quarter. Elsewhere all of it is PyTorch.
+
+The first layer of a ReLU network needs no update after every step: its outputs for the next samples follow from those
+before the steps and the inner products of the samples. So steps come in blocks, with two large products for each.
 
 The *Gram matrix* of a run is ``K = J J^T / n`` with the gradients ``g_i`` of ``f(x_i)`` as rows of ``J``. Its non-zero
 eigenvalues are those of ``G = (1/n) sum_i g_i g_i^T``, which is the Hessian of the loss where all residuals vanish
@@ -21,6 +25,7 @@ from torch import Tensor
 from lowdim import checks as ok
 from lowdim.checks import ParameterError, brief
 
+BLOCK = 32  # steps on one sample each at most between two updates of a first layer
 DATA = dict(inputs=ok.tensor("n d", "groups n d"), targets=ok.tensor("n", "groups n"), eta=ok.values(at_least=0))
 
 
@@ -100,20 +105,13 @@ class _Network:
         self._lead = 0
         n = self.inputs.shape[1]
         each = self.targets.repeat_interleave(runs // groups, 0).mT.contiguous()  # (n, runs)
-        if self.weights is None and native:
-            self._rows, self._labels = self._shaped(self.inputs).unbind(1), list(view(each))
-            self._order = self.order[:, 0].tolist()
-        elif self.order is None:
+        if self.order is None:
             self._x, self._y = self.inputs, self.targets.unsqueeze(1)
-        else:
+        elif self.weights is not None:
             batch = self.order.shape[1]
             self._x = self.inputs.new_empty(groups, batch, self.inputs.shape[2])
             self._y = self.inputs.new_empty(groups, 1, batch)
         self._each, self._n = each, n
-
-    def _shaped(self, inputs: Tensor) -> Tensor:
-        """Rows as a step of one sample takes them."""
-        return inputs
 
     def _dot(self, first, second, out) -> None:
         """Inner products of rows, ``(runs, k)`` each."""
@@ -144,32 +142,43 @@ class _Network:
             alive = np.flatnonzero(np.isfinite(self._now))
             self._lead = int(alive[0]) if alive.size else self._lead
             now = self._now[self._lead] if alive.size else 0.0
-        return int(now) % len(self._order if self.weights is None else self.order)
+        return int(now) % len(self.order)
 
     def step(self) -> None:
         """One step of every run, in place."""
+        self._walk(1)
+
+    @ok.takes(count=ok.count(1))
+    def walk(self, count: int) -> None:
+        """``count`` steps of every run, in place; many at once are faster than one after another."""
+        self._walk(count)
+
+    def _walk(self, count: int) -> None:
+        size = min(count, BLOCK if self.weights is None and self._native else 1)
         with np.errstate(all="ignore"):  # a run may diverge: descend finds it
-            if self.weights is None:
-                self._one(*self._sample())
-            else:
+            while count:
+                seen = None
                 if self.order is not None:
                     t = self._time()
-                    seen = self.order[t] if self._native else self.order.index_select(0, t)[0]
-                    torch.index_select(self.inputs, 1, seen, out=self._x)
-                    torch.index_select(self.targets, 1, seen, out=self._y.squeeze(1))
-                self._many()
-        if self._native:
-            self._now += 1
-        else:
-            self.clock.add_(1)
+                    seen = self.order[t : t + min(size, count)] if self._native else self.order.index_select(0, t)
+                if self.weights is None:
+                    self._each_alone(seen[:, 0])
+                else:
+                    if seen is not None:
+                        torch.index_select(self.inputs, 1, seen[0], out=self._x)
+                        torch.index_select(self.targets, 1, seen[0], out=self._y.squeeze(1))
+                    self._together()
+                taken = 1 if seen is None else len(seen)
+                self.clock.add_(taken)
+                count -= taken
 
-    def _sample(self):
-        """One sample's inputs, for all groups, and labels, for all runs."""
-        if self._native:
-            i = self._order[self._time()]
-            return self._rows[i], self._labels[i]
-        i = self.order[:, 0].index_select(0, self._time())
-        return self._shaped(self.inputs).index_select(1, i).squeeze(1), self._each.index_select(0, i)[0]
+    def _each_alone(self, seen: Tensor) -> None:
+        """Steps on one sample each, those of the indices ``seen``."""
+        raise NotImplementedError
+
+    def _together(self) -> None:
+        """A step on the samples ``_x`` and their labels ``_y``."""
+        raise NotImplementedError
 
     @property
     def state(self) -> list[Tensor]:
@@ -270,36 +279,49 @@ class DiagonalNetwork(_Network):
         self._factor = self._c.view(groups, -1, 1)
         self._flat = [view(tensor.view(runs, -1)) for tensor in (self.uv, self._pull)]
         if self.weights is not None:
-            self._beta, self._slope = self.uv.new_empty(runs, d), self.uv.new_empty(runs, d)
-            self._out = self.uv.new_empty(groups, runs // groups, self._x.shape[1])
+            beta, slope = self.uv.new_empty(runs, d), self.uv.new_empty(runs, d)
+            out = self.uv.new_empty(groups, runs // groups, self._x.shape[1])
+            self._predictor, self._slope = (
+                (beta, beta.view(groups, -1, d)),
+                (slope.unsqueeze(1), slope.view(groups, -1, d)),
+            )
+            self._out, self._share, self._halves = out, self.weights.view_as(out), self._pull.unbind(1)
             self._signs = self.uv.new_tensor([1.0, -1.0]).view(1, 2, 1)
+            self._factors = self._c.view(-1, 1, 1), self.uv.new_empty(runs, 2, 1)
+        else:
+            x = self.inputs.transpose(0, 1)
+            self._rows = torch.cat([x, -x], 2).unsqueeze(2)  # (n, groups, 1, 2 d)
+            self._samples = list(zip(self._rows, view(self._each), strict=True)) if native else None
 
-    def _shaped(self, inputs: Tensor) -> Tensor:
-        return torch.cat([inputs, -inputs], 2).unsqueeze(2)  # (groups, n, 1, 2 d)
-
-    def _one(self, x: Tensor, y) -> None:
+    def _each_alone(self, seen: Tensor) -> None:
         (uv, pull), (flat, pulled) = self._grouped, self._flat
-        torch.mul(uv, x, out=pull)
-        self._dot(flat, pulled, self._gap)
-        if self.clip:
-            self._dot(pulled, pulled, self._square)
-        self._ops.subtract(self._gap, y, out=self._gap)
-        self._scaled()
-        uv.addcmul_(pull, self._factor)
+        if self._native:
+            samples = [self._samples[i] for i in seen.tolist()]
+        else:
+            samples = [(self._rows.index_select(0, seen)[0], self._each.index_select(0, seen)[0])]
+        for x, y in samples:
+            torch.mul(uv, x, out=pull)
+            self._dot(flat, pulled, self._gap)
+            if self.clip:
+                self._dot(pulled, pulled, self._square)
+            self._ops.subtract(self._gap, y, out=self._gap)
+            self._scaled()
+            uv.addcmul_(pull, self._factor)
 
-    def _many(self) -> None:
-        uv, pull, groups = self.uv, self._pull, len(self.inputs)
+    def _together(self) -> None:
+        uv, pull, out = self.uv, self._pull, self._out
+        (beta, grouped), (slope, gathered), (change, factor) = self._predictor, self._slope, self._factors
         torch.mul(uv, uv, out=pull)
-        torch.sub(pull[:, 0], pull[:, 1], out=self._beta)
-        torch.bmm(self._beta.view(groups, -1, uv.shape[2]), self._x.mT, out=self._out)
-        self._out.sub_(self._y).mul_(self.weights.view_as(self._out))
-        torch.bmm(self._out, self._x, out=self._slope.view(groups, -1, uv.shape[2]))
-        torch.mul(uv, self._slope.unsqueeze(1), out=pull)
-        self._gap[:] = 1.0
+        torch.sub(*self._halves, out=beta)
+        torch.bmm(grouped, self._x.mT, out=out)
+        out.sub_(self._y).mul_(self._share)
+        torch.bmm(out, self._x, out=gathered)
+        torch.mul(uv, slope, out=pull)
         if self.clip:
             self._dot(self._flat[1], self._flat[1], self._square)
+        self._gap[:] = 1.0
         self._scaled()
-        uv.addcmul_(pull, self._c.view(-1, 1, 1) * self._signs)
+        uv.addcmul_(pull, torch.mul(change, self._signs, out=factor))
 
     @property
     def a(self) -> Tensor:
@@ -363,44 +385,43 @@ class ReluNetwork(_Network):
         self._wide = self.w.view(groups, -1, d)
         self._hidden = self.w.new_empty(groups, runs // groups * m, batch)
         if self.weights is None:
-            buffers = (self.a, self._hidden.view(runs, m), torch.empty_like(self.a), torch.empty_like(self.a))
-            self._turned = [view(tensor) for tensor in buffers]
-            self._column, self._layer = buffers[3].view(groups, -1, 1), view(self._wide)
-            self._into, self._more = view(self._hidden), view(torch.empty_like(self._c))
-            lengths = self.inputs.square().sum(2).repeat_interleave(runs // groups, 0).mT.contiguous()
-            self._lengths = list(view(lengths)) if native else lengths
+            self._lengths = self.inputs.square().sum(2).repeat_interleave(runs // groups, 0).mT.contiguous()
+            self._short = [view(tensor) for tensor in (self.a, *(torch.empty_like(self.a) for _ in range(3)))]
+            self._more, self._zero = view(torch.empty_like(self._c)), view(torch.zeros_like(self._c[0]))
+            self._factor = view(self._c.view(groups, -1, 1))
         else:
             self._active, self._pull = torch.empty_like(self._hidden), torch.empty_like(self.w)
             self._out = self.w.new_empty(runs, 1, batch)
 
-    def _sample(self):
-        if self._native:
-            i = self._order[self._time()]
-            return self._rows[i], self._labels[i], self._lengths[i]
-        i = self.order[:, 0].index_select(0, self._time())
-        return self.inputs.index_select(1, i).squeeze(1), self._each.index_select(0, i)[0], self._lengths[i][0]
+    def _each_alone(self, seen: Tensor) -> None:
+        ops, (a, hidden, active, pull), groups = self._ops, self._short, len(self.inputs)
+        view = (lambda tensor: tensor.numpy()) if self._native else (lambda tensor: tensor)
+        x = self.inputs.index_select(1, seen)  # (groups, k, d)
+        before = torch.bmm(x, self._wide.mT)  # (groups, k, runs of a group * m)
+        moves = torch.empty_like(before)
+        first, inner, past = view(before), view(x @ x.mT), view(moves)
+        layer, split = hidden.reshape(groups, 1, -1), pull.reshape(groups, -1, a.shape[1])
+        move, change, factor = past.reshape(groups, len(seen), *split.shape[1:]), self._change[:, None], self._factor
+        samples = zip(view(self._each[seen]), view(self._lengths[seen]), strict=True)
+        for i, (y, length) in enumerate(samples):
+            ops.matmul(inner[:, i : i + 1, :i], past[:, :i], out=layer)  # what the steps of this block have added
+            ops.add(layer, first[:, i : i + 1], out=layer)
+            ops.maximum(hidden, self._zero, out=active)
+            ops.multiply(ops.sign(active, out=pull), a, out=pull)
+            self._dot(a, active, self._gap)
+            ops.subtract(self._gap, y, out=self._gap)
+            if self.clip:
+                self._dot(active, active, self._square)
+                self._dot(pull, pull, self._more)
+                ops.multiply(self._more, length, out=self._more)
+                ops.add(self._square, self._more, out=self._square)
+            self._scaled()
+            ops.multiply(split, factor, out=move[:, i])
+            ops.multiply(active, change, out=active)
+            ops.add(a, active, out=a)
+        self._wide.baddbmm_(moves.mT, x)
 
-    def _one(self, x: Tensor, y, length) -> None:
-        ops, (a, hidden, active, pull) = self._ops, self._turned
-        sample = x.unsqueeze(2)  # (groups, d, 1)
-        ops.matmul(self._layer, sample.numpy() if self._native else sample, out=self._into)
-        on = hidden > 0
-        ops.multiply(a, on, out=pull)
-        ops.multiply(hidden, on, out=active)
-        self._dot(a, active, self._gap)
-        ops.subtract(self._gap, y, out=self._gap)
-        if self.clip:
-            self._dot(active, active, self._square)
-            self._dot(pull, pull, self._more)
-            ops.multiply(self._more, length, out=self._more)
-            ops.add(self._square, self._more, out=self._square)
-        self._scaled()
-        ops.multiply(pull, self._change[:, None], out=pull)
-        self._wide.addcmul_(self._column, x.unsqueeze(1))
-        ops.multiply(active, self._change[:, None], out=active)
-        ops.add(a, active, out=a)
-
-    def _many(self) -> None:
+    def _together(self) -> None:
         runs, m, _ = self.w.shape
         torch.bmm(self._wide, self._x.mT, out=self._hidden)
         torch.clamp(self._hidden, min=0, out=self._active)

@@ -88,7 +88,7 @@ CASES = [
         "step": bad.function(), "state": bad.tensors(finite=False, dims=False), "n_steps": bad.count(0),
         "record": bad.only("wrong type", 3, "loss", [print], {"loss": 3}), "every": bad.count(), "start": bad.count(0),
         "run_dim": bad.count(0), "bound": EPS, "on_divergence": bad.choice(), "describe": bad.function(),
-        "progress": bad.flag(), "check": bad.count(),
+        "progress": bad.flag(), "check": bad.count(), "walk": bad.only("wrong type", 3, "f"),
         "stop": bad.only("wrong type", 3, "f") + bad.only("alone", lambda: None),
     }),
     Case(descent.train, lambda: dict(network=network(), n_steps=2), {

@@ -133,6 +133,22 @@ def _second_moment(jacobian, eta):
 
 
 @models
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("batch", [1, 2, None])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_many_steps_at_once_are_as_many_single_steps(model, groups, batch, clip):
+    order = None if batch is None else sample_order(N, 50, batch, generator(5))
+    single, *_ = made(model, groups, order=order, clip=clip)
+    for _ in range(117):  # blocks of 32 steps, cut where the order of 50 starts again
+        single.step()
+    many, *_ = made(model, groups, order=order, clip=clip)
+    for count in (3, 100, 14):
+        many.walk(count)
+    for first, second in zip(single.state, many.state, strict=True):
+        same(first, second)
+
+
+@models
 def test_groups_are_runs_on_their_own(model):
     order = sample_order(N, 50, 1, generator(5))
     together, parameters, inputs, targets = made(model, 3, order=order, clip=1.0)
