@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, choice, integer, number
 
 FORMS = ("paper", "released")
@@ -112,7 +113,12 @@ class BlastDescent:
         delta0=0.1, form="paper",
     ):  # fmt: skip
         check_matrices("matrices", matrices)
+        ok.kind(BlastFactors, "BlastFactors, as blast_start makes")("start", start, {})
+        ok.flag("preconditioned", preconditioned, {})
+        ok.values()("step", step, {})
+        ok.values(at_least=0)("delta0", delta0, {})
         runs, b, p, r = start.u.shape
+        ok.one_or_each("delta0", delta0, runs)
         q = start.v.shape[-2]
         if matrices.shape != (runs, b * p, b * q):
             raise ParameterError(
@@ -231,7 +237,7 @@ class BlastDescent:
                     old -= eta * (image - right) / top[..., None]
 
     def _damping(self, runs: slice, loss: Tensor, traces: Tensor) -> Tensor:
-        """``delta0 sqrt(loss)``, or as much as keeps Gram matrices of these traces from being singular in their dtype."""
+        """``delta0 sqrt(loss)``, or as much as keeps Gram matrices of these traces from being singular in it."""
         asked = self._delta0[runs].view_as(loss) * loss.clamp(min=0).sqrt()
         return torch.maximum(asked, ROUNDING * torch.finfo(traces.dtype).eps * traces)
 
@@ -348,7 +354,8 @@ def factorize(
     """BLAST factors of weights ``(runs, rows, columns)``, as the authors fit them, and relative errors ``(runs,)``.
 
     Each matrix is divided by its standard deviation first, since the damping has its units; columns of ``U`` and ``V``
-    end with unit norm, all else is in ``s``. Starts from ``U, V ~ N(0, 1e-6 / rank)``, ``s ~ N(0, 1)``.
+    end with unit norm, all else is in ``s``. Starts from ``U, V ~ N(0, 1e-6 / rank)``, ``s ~ N(0, 1)``. The error of a
+    zero matrix is absolute.
 
     Args:
         iterations: preconditioned steps, from 1 (``form="paper"``) or 2 (``"released"``) linearly down to 0.
@@ -359,16 +366,19 @@ def factorize(
     Raises:
         ParameterError: blocks that do not divide the sizes, a value out of range, or entries that are not finite.
     """
-    check_matrices("weights", weights)
+    if check_matrices("weights", weights).dim() != 3:
+        raise ParameterError(f"weights must be (runs, rows, columns), got {tuple(weights.shape)}.")
     runs, rows, columns = weights.shape
     work = weights if weights.dtype == torch.float64 else weights.float()  # half precision cannot be factorized
     if column_scale is not None:
-        column_scale = check_matrices("column_scale", column_scale.expand(runs, columns)).to(work)
-        if bool((column_scale <= 0).any()):
-            raise ParameterError("column_scale must be > 0 in every column.")
+        ok.tensor("columns", "runs columns", above=0)("column_scale", column_scale, dict(runs=runs, columns=columns))
+        column_scale = column_scale.expand(runs, columns).to(work)
         work = work * column_scale[:, None]
-    size = work.std((-2, -1), keepdim=True).clamp(min=torch.finfo(work.dtype).tiny)
+    size, rms = work.std((-2, -1), keepdim=True), work.square().mean((-2, -1), keepdim=True).sqrt()
+    size = torch.where(size > rms * torch.finfo(work.dtype).eps, size, rms)  # a constant matrix
+    size = torch.where(size > 0, size, 1)  # zero
     generator = torch.Generator(work.device).manual_seed(0) if generator is None else generator
+    ok.generator("generator", generator, {})
     rank = integer("rank", rank, at_least=1)
     start = blast_start(runs, rows, columns, blocks, rank, generator, std=1e-3 / math.sqrt(rank), gains="normal",
                         dtype=work.dtype)  # fmt: skip
@@ -379,7 +389,8 @@ def factorize(
     if column_scale is not None:
         v = v / column_scale.unflatten(-1, (blocks, -1))[..., None]
     factors = BlastFactors(u, v, s * size.unsqueeze(-1)).balanced()
-    errors = (factors.dense() - weights).norm(dim=(-2, -1)) / weights.norm(dim=(-2, -1))
+    norms = weights.norm(dim=(-2, -1))
+    errors = (factors.dense() - weights).norm(dim=(-2, -1)) / torch.where(norms > 0, norms, 1)
     return BlastFactors(*(factor.to(weights.dtype) for factor in factors)), errors
 
 

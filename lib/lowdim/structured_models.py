@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from lowdim import checks as ok
 from lowdim.checks import ParameterError, brief, choice
-from lowdim.structured import KINDS, StructuredLinear
+from lowdim.structured import KINDS, BlastLinear, StructuredLinear
 
 METADATA = "lowdim.structured"  # the key in a safetensors file's metadata
+FIT = ("iterations", "form", "delta0")  # arguments of a BLAST fit that all layers share
 MODULE = ok.kind(nn.Module, "a module")
 
 
@@ -88,6 +89,7 @@ def chosen(model: nn.Module, patterns: str | Iterable[str]) -> dict[str, nn.Line
     return found
 
 
+@ok.takes(fresh=ok.flag)
 def replace_linear(
     model: nn.Module, patterns: str | Iterable[str], kind: str = "blast", *, rank=None, budget=None, blocks=1,
     fresh=False, std=None, generator=None, scales: dict[str, Tensor] | None = None, **fit,
@@ -106,6 +108,7 @@ def replace_linear(
         ParameterError: no layer matches, a size does not fit, or a value is out of range; the model is then unchanged.
     """
     cls, layers = KINDS[choice("kind", kind, tuple(KINDS))], chosen(model, patterns)
+    _check_options(cls, layers, fresh, std, generator, scales, fit)
     sizes = {name: cls.size(m.out_features, m.in_features, rank, budget, blocks) for name, m in layers.items()}
     made: dict[str, StructuredLinear] = {}
     if fresh:
@@ -132,6 +135,29 @@ def replace_linear(
         c = new.counts()
         report.append(Replaced(name, kind, tuple(m.weight.shape), new.rank, new.blocks, c.parameters, c.dense, error))
     return report
+
+
+def _check_options(cls, layers: dict, fresh: bool, std, generator, scales, fit: dict) -> None:
+    """What goes on to a layer or to its fit: known, of the right type, and used."""
+    if std is not None:
+        ok.number("std", std, at_least=0)
+    if generator is not None:
+        ok.generator("generator", generator, {})
+    known = [] if fresh or cls is not BlastLinear else FIT
+    for name in fit:
+        if name not in known:
+            allowed = f"one of {', '.join(known)}" if known else "left out"
+            raise ParameterError(f"further arguments must be {allowed} here, got {name}={brief(fit[name])}.")
+    if scales is None:
+        return
+    if fresh or cls is not BlastLinear:
+        raise ParameterError(f"scales must be left out unless BLAST layers are fitted, got {brief(scales)}.")
+    if not isinstance(scales, Mapping):
+        raise ParameterError(f"scales must be a dictionary, as input_scales makes, got {brief(scales)}.")
+    for name, m in layers.items():
+        if name not in scales:
+            raise ParameterError(f"scales must have the layer {name!r}, got {brief(scales)}.")
+        ok.tensor(str(m.in_features), above=0)(f"scales[{name!r}]", scales[name], {})
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import bad_values as bad
 import pytest
 import torch
+from bad_values import t
 from torch import nn
 
-from lowdim import structured_models, structured_pretrained
+from lowdim import structured_factorization, structured_models, structured_pretrained
 from lowdim.checks import ParameterError
 
 Case = bad.Case
@@ -22,6 +23,10 @@ def batches() -> list:
     return [torch.ones(3, 8)]
 
 
+def without_type(sorts: list) -> list:
+    return [sort for sort in sorts if sort.name != "wrong type"]
+
+
 MODULE = bad.only("wrong type", None, 3, "model", nn.Linear, [], {})
 PATTERNS = (
     bad.only("wrong type", None, 3, 0.5, {}, object, b"*")
@@ -29,7 +34,29 @@ PATTERNS = (
     + bad.only("entry", [3], ["*", None])
 )
 NO_PATH = bad.only("wrong type", None, 3, 0.5, b"x", []) + bad.only("no path", "", "a\0b")
+NUMBER = bad.only("wrong type", "3", b"3", [], {}, object, 3j, True)  # None is good
+WORDS = bad.only("wrong type", "3", 3, [], {}, object)
+NO_SCALES = (
+    bad.only("wrong type", 3, "0", [1.0], torch.ones(8))
+    + bad.only("layer left out", {}, {"2": torch.ones(4)})
+    + bad.only("no tensor", {"0": None}, {"0": [1.0] * 8})
+    + bad.only("wrong length", {"0": torch.ones(4)}, {"0": torch.ones(1, 8)})
+    + bad.only("entry", {"0": torch.zeros(8)}, {"0": torch.full((8,), bad.NAN)}, {"0": -torch.ones(8)})
+    + bad.only("wrong dtype", {"0": torch.ones(8, dtype=torch.int64)})
+)
 CASES = [
+    Case(structured_models.replace_linear, lambda: dict(model=two_layers(), patterns="0", budget=0.9, blocks=2), {
+        "budget": NUMBER + without_type(bad.real(above=0, at_most=1)) + bad.only("less than rank 1", 1e-3), "scales": NO_SCALES,
+        "generator": WORDS, "fresh": bad.flag(), "std": NUMBER + without_type(bad.real(at_least=0)),
+        "blocks": bad.count() + bad.only("no divisor", 3, 8), "kind": bad.choice()}),
+    Case(structured_factorization.factorize, lambda: dict(weights=t(1, 4, 6), blocks=2, rank=1, iterations=2), {
+        "delta0": bad.several(at_least=0), "generator": WORDS, "weights": bad.only("no batch", t(4, 6)),
+        "column_scale": bad.only("wrong type", 3, "x", [1.0]) + bad.only("wrong size", t(5), t(2, 6), t(1, 1, 6))
+        + bad.only("entry", -t(6), t(6) * bad.NAN, torch.zeros(6))}),
+    Case(structured_factorization.BlastDescent, lambda: dict(
+        matrices=t(1, 4, 6), start=structured_factorization.blast_start(1, 4, 6, 2, 1, bad.draw()), iterations=2), {
+        "start": WORDS, "preconditioned": bad.flag(), "delta0": bad.several(at_least=0),
+        "step": bad.only("not finite", bad.NAN, [1.0, bad.INF]) + bad.only("wrong type", None, "1", object)}),
     Case(structured_models.chosen, lambda: dict(model=two_layers(), patterns="*"), {"model": MODULE, "patterns": PATTERNS}),
     Case(structured_models.replace_linear, lambda: dict(model=two_layers(), patterns="*", rank=1, fresh=True), {
         "model": MODULE, "patterns": PATTERNS}),
@@ -68,3 +95,25 @@ def test_layers_that_are_not_there_or_not_used_are_named():
     idle.forward = lambda x: idle[0](x)
     with pytest.raises(ParameterError, match="patterns must name layers that the model uses, got 2, spare, which"):
         structured_models.input_scales(idle, "*", batches())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (dict(rank=1, iteratons=3), "further arguments must be one of iterations, form, delta0 here, got iteratons=3."),
+        (dict(rank=1, kind="low-rank", delta0=3), "further arguments must be left out here, got delta0=3."),
+        (dict(rank=1, kind="low-rank", scales={}), "scales must be left out unless BLAST layers are fitted, got {}."),
+        (dict(rank=1, fresh=True, delta0=0.1), "further arguments must be left out here, got delta0=0.1."),
+        (dict(rank=1, delta0=-1.0), "delta0 must be a finite number >= 0, got -1.0."),
+        (dict(rank=1, iterations=0), "iterations must be a whole number >= 1, got 0."),
+        (dict(rank=1, budget=0.5), "give either rank or budget, got rank=1 and budget=0.5."),
+        (dict(), "give either rank or budget, got rank=None and budget=None."),
+    ],
+)
+def test_a_refused_replacement_leaves_the_model_as_it_was(options, words):
+    model = two_layers()
+    kept = [*model]
+    with pytest.raises(ParameterError) as caught:
+        structured_models.replace_linear(model, "*", **options)
+    assert str(caught.value) == words
+    assert [*model] == kept

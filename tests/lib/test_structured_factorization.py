@@ -140,6 +140,22 @@ def test_solves(count, rank, random):
     assert torch.equal(right, kept)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("n", "blocks", "rank", "delta0"),
+    # the rank of the Gram matrices of s is at most p q: 64, 4, 4, 64
+    [(64, 8, 64, 1e-4), (16, 8, 16, 0.1), (32, 16, 8, 0.0), (16, 2, 80, 1e-4)],
+)
+def test_singular_gram_matrices_do_not_stop_a_fit(n, blocks, rank, delta0, dtype, random):
+    a = torch.randn(2, n, 8, generator=random) @ torch.randn(2, 8, n, generator=random)
+    start = blast_start(2, n, n, blocks, rank, random, dtype=torch.float64)
+    fit = BlastDescent((a / a.std()).to(dtype), BlastFactors(*(f.to(dtype) for f in start)), 20, delta0=delta0)
+    for _ in range(20):
+        fit.step()
+    assert fit.error().max() < 1e-4  # NaN is not less
+    assert all(bool(torch.isfinite(part).all()) for part in fit.factors())
+
+
 def test_recovery_balance_and_types(random):
     a = torch.randn(2, 32, 3, generator=random) @ torch.randn(2, 3, 48, generator=random)
     factors, errors = factorize(a, blocks=4, rank=3, iterations=60)
@@ -182,7 +198,7 @@ def test_closed_forms(random):
         (lambda a, s: factorize(a, 7, 2), "blocks=7 does not divide a 12 x 20 matrix; numbers of"),
         (lambda a, s: factorize(a, 4, 0), "rank must be a whole number >= 1, got 0"),
         (lambda a, s: factorize(a.long(), 4, 2), "weights must be a floating-point tensor"),
-        (lambda a, s: factorize(a, 4, 2, column_scale=torch.zeros(20)), "column_scale must be > 0 in every column"),
+        (lambda a, s: factorize(a, 4, 2, column_scale=torch.zeros(20)), "column_scale must be a finite number > 0"),
     ],
 )  # fmt: skip
 def test_bad_input(make, words, random):
@@ -203,3 +219,9 @@ def test_singular_gram_matrices_do_no_harm(rank, delta0, dtype, form, random):
         fit.step()
         assert torch.isfinite(fit.loss()).all()
     assert fit.error().max() < 100 * torch.finfo(dtype).eps
+
+
+def test_constant_and_zero_matrices_are_fitted():
+    factors, errors = factorize(torch.stack([torch.ones(16, 16), torch.zeros(16, 16)]), 4, 4)
+    assert errors.max() < 1e-4
+    assert all(bool(torch.isfinite(part).all()) for part in factors)
