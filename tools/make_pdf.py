@@ -16,7 +16,10 @@ from pypdf import PdfWriter
 
 SITE = ROOT / "_build" / "html"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-READY = """async () => { if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+READY = """async () => { const late = () => document.querySelector('script[type="late"]') ||
+    document.querySelector('script[src*=mathjax]') && !(window.MathJax && MathJax.startup && MathJax.startup.promise);
+  while (late()) await new Promise(done => setTimeout(done, 20));
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   for (const image of document.images) { image.loading = 'eager'; await image.decode().catch(() => {}); } }"""
 
 

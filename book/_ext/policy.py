@@ -18,7 +18,14 @@ INLINE = re.compile(r"<script(?![^>]*\bsrc=)([^>]*)>(.*?)</script>", re.S | re.I
 HANDLER = re.compile(r"<[^>]*?\son\w+=(?:\"([^\"]*)\"|'([^']*)')", re.I)
 META = re.compile(r'\n?<meta http-equiv="Content-Security-Policy" content="([^"]*)" ?/?>', re.I)
 # Scripts that would hold up the first paint; inline ones read documentation_options.js, so that one stays.
-HASTY = re.compile(r'<script((?![^>]*\b(?:defer|async)\b)[^>]*\bsrc="(?![^"]*documentation_options)[^"]+"[^>]*)>', re.I)
+HASTY = re.compile(
+    r'<script((?![^>]*(?:\bdefer\b|\basync\b|type="late"))[^>]*\bsrc="(?![^"]*documentation_options)[^"]+"[^>]*)>', re.I
+)
+# More than half of a page's script, which only changes how it looks: late.js runs them after the first paint.
+LATE = re.compile(
+    r'<script\b(?![^>]*type="late")[^>]*\bsrc="([^"]*(?:/mathjax/tex-chtml|/scripts/fontawesome)\.js[^"]*)"[^>]*>'
+)
+FETCHED = r'<link rel="preload" as="script" fetchpriority="low" href="\1"><script type="late" src="\1">'
 RULES = {
     "default-src": "'self'",
     "img-src": "'self' data: blob:",  # still images are part of the page; plotly draws through blobs
@@ -46,8 +53,8 @@ def policy(page: str) -> str:
 
 
 def patient(page: str) -> str:
-    """The page with its script files put off until it is parsed; they keep their order."""
-    return HASTY.sub(r"<script defer\1>", page)
+    """The page with its script files put off until it is parsed, in their order, or until after the first paint."""
+    return LATE.sub(FETCHED, HASTY.sub(r"<script defer\1>", page))
 
 
 def protected(page: str) -> str:
