@@ -130,7 +130,9 @@ def test_accessibility(sheet):
     assert [f"{v['id']}: {v['html'][:150]}" for v in loud] == []
 
 
-def test_mathematics_is_rendered(chapter):
+def test_mathematics_and_icons_are_rendered(chapter):
+    """Their scripts run after the first paint."""
+    chapter.page.wait_for_selector(".article-header-buttons svg", timeout=20_000)
     chapter.page.wait_for_selector("mjx-container", timeout=20_000)
     assert chapter.page.locator("mjx-container").count() > 20
     assert chapter.page.locator("mjx-merror").count() == 0

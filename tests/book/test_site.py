@@ -49,6 +49,11 @@ SCRIPTS = {
     '<script async src="a.js"></script>': None,
     '<script defer="defer" src="a.js"></script>': None,
     "<script>let a = 1;</script>": None,
+    '<script defer src="../_static/mathjax/tex-chtml.js?v=1"></script>': (
+        '<link rel="preload" as="script" fetchpriority="low" href="../_static/mathjax/tex-chtml.js?v=1">'
+        '<script type="late" src="../_static/mathjax/tex-chtml.js?v=1"></script>'
+    ),
+    '<script type="late" src="../_static/scripts/fontawesome.js"></script>': None,  # a page that was built before
 }
 
 
@@ -62,8 +67,12 @@ def test_no_script_file_holds_up_a_chapter(chapter):
     text = (SITE / f"{chapter.docname}.html").read_text()
     waiting = re.findall(r"<script\b[^>]*\bsrc=[^>]*>", text)
     assert len(waiting) > 10
-    hasty = [tag for tag in waiting if not re.search(r"\b(defer|async)\b", tag)]
+    hasty = [tag for tag in waiting if not re.search(r'\bdefer\b|\basync\b|type="late"', tag)]
     assert all("documentation_options.js" in tag for tag in hasty)
+    late = [tag for tag in waiting if 'type="late"' in tag]
+    assert [any(name in tag for tag in late) for name in ("mathjax/tex-chtml.js", "fontawesome.js")] == [True, True]
+    assert len(late) == 2
+    assert any(re.search(r"\bdefer\b.*/late\.js", tag) for tag in waiting)  # runs them
 
 
 def test_an_empty_site_is_a_problem(tmp_path):
