@@ -13,7 +13,7 @@ from lowdim.checks import ParameterError, integer, number
 
 def _adamw(
     numbers: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], step: int, rate: float, decay: float, betas
-):
+) -> None:
     """AdamW's step ``step`` (from 1) on a flat tensor, in place, as ``torch.optim.AdamW`` takes it.
 
     The same job, but making the first optimizer of ``torch.optim`` imports a compiler, which takes seconds.

@@ -237,7 +237,7 @@ class BlastDescent:
                     old -= eta * (image - right) / top[..., None]
 
     def _damping(self, runs: slice, loss: Tensor, traces: Tensor) -> Tensor:
-        """``delta0 sqrt(loss)``, or as much as keeps Gram matrices of these traces from being singular in it."""
+        """``delta0 sqrt(loss)``, but at least rounding in Gram matrices with these traces, so that none is singular."""
         asked = self._delta0[runs].view_as(loss) * loss.clamp(min=0).sqrt()
         return torch.maximum(asked, ROUNDING * torch.finfo(traces.dtype).eps * traces)
 

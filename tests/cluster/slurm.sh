@@ -5,7 +5,7 @@ set -euo pipefail
 [ "$(id -u)" = 0 ] || exec sudo "$0" "$@"
 
 conf=/etc/slurm/slurm.conf
-state=/var/tmp/lowdim-slurm
+state=$(dirname "$(mktemp -u)")/lowdim-slurm  # not in the checkout, which may go while the daemons run
 mark="# one node, for the tests of Low-Dimensional Learning"
 
 if [ -e "$conf" ] && ! grep -qF "$mark" "$conf"; then
