@@ -176,6 +176,29 @@ def generator(name: str, value, known: dict) -> None:
         )
 
 
+def device(name: str, value, known: dict) -> None:
+    """What stands for a device of PyTorch that is there."""
+    import torch
+
+    try:
+        found = None if isinstance(value, bool) else torch.device(value)
+    except (RuntimeError, TypeError, ValueError):
+        found = None
+    if found is None:
+        raise ParameterError(f"{name} must be a device such as 'cpu' or 'cuda:0', got {brief(value)}.")
+    gpus = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise ParameterError(f"{name} must be a device that PyTorch sees (GPUs here: {gpus}), got {brief(value)}.")
+
+
+def floating(name: str, value, known: dict) -> None:
+    """A real floating-point type of PyTorch."""
+    import torch
+
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise ParameterError(f"{name} must be a floating-point type such as torch.float32, got {brief(value)}.")
+
+
 def generators(name: str, value, known: dict) -> None:
     """One ``torch.Generator``, or a list with one for each sample."""
     if not isinstance(value, list | tuple) or not value:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowdim import checks as ok
 from lowdim.checks import ParameterError, integer, number
 from lowdim.structured_factorization import (
     BlastFactors,
@@ -44,18 +45,22 @@ class StructuredLinear(nn.Module):
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
-        rank: inner size; for block low rank that of each block, for block diagonal unused.
+        rank: inner size; for block low rank that of each block; block diagonal makes no use of it.
         blocks: blocks along each side.
         std: standard deviation of the entries of a dense layer whose start is to be matched; by default that of
             ``torch.nn.Linear``, ``1 / sqrt(3 in_features)``.
         generator: source of the initial values; by default PyTorch's own, as for ``torch.nn.Linear``.
 
     Raises:
-        ParameterError: a size that is not positive, or blocks that do not divide both sizes.
+        ParameterError: a size that is not positive, blocks that do not divide both sizes, a device that is not there.
     """
 
     kind = ""
 
+    @ok.takes(
+        bias=ok.flag, std=ok.optional(ok.real(at_least=0)), generator=ok.optional(ok.generator),
+        device=ok.optional(ok.device), dtype=ok.optional(ok.floating),
+    )  # fmt: skip
     def __init__(
         self, in_features: int, out_features: int, rank: int = 0, blocks: int = 1, bias: bool = True, *, std=None,
         generator=None, device=None, dtype=None,
@@ -64,7 +69,7 @@ class StructuredLinear(nn.Module):
         self.in_features = integer("in_features", in_features, at_least=1)
         self.out_features = integer("out_features", out_features, at_least=1)
         self.blocks = check_blocks(self.out_features, self.in_features, blocks)
-        self.rank = 0 if self.kind == "block-diagonal" else integer("rank", rank, at_least=1)
+        self.rank = integer("rank", rank, at_least=0 if self.kind == "block-diagonal" else 1)
         for name, shape in self.shapes(self.out_features, self.in_features, self.rank, self.blocks).items():
             setattr(self, name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.bias = nn.Parameter(torch.empty(self.out_features, device=device, dtype=dtype)) if bias else None

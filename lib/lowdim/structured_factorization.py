@@ -50,6 +50,7 @@ def check_blocks(rows: int, columns: int, blocks: int) -> int:
     Raises:
         ParameterError: it does not; the message names the numbers that do.
     """
+    rows, columns = integer("rows", rows, at_least=1), integer("columns", columns, at_least=1)
     blocks, common = integer("blocks", blocks, at_least=1), math.gcd(rows, columns)
     if common % blocks:
         fine = ", ".join(str(k) for k in range(1, common + 1) if common % k == 0)
@@ -69,6 +70,7 @@ def check_matrices(name: str, matrices: Tensor) -> Tensor:
     return matrices
 
 
+@ok.takes(runs=ok.count(), generator=ok.generator, dtype=ok.floating)
 def blast_start(
     runs: int, rows: int, columns: int, blocks: int, rank: int, generator, *, std=0.01, gains="uniform",
     dtype=torch.float64,
@@ -129,17 +131,20 @@ class BlastDescent:
         per_run = lambda value: torch.as_tensor(value, dtype=matrices.dtype, device=matrices.device)
         self._step = (per_run(step) * twice).expand(runs, 2)
         self._delta0 = (per_run(delta0) * math.sqrt(twice)).expand(runs)
-        self.preconditioned, self._buffers = preconditioned, {}
+        self.preconditioned = preconditioned
         self.u, self.v, self.s = (factor.clone() for factor in start)
         self._rows = matrices.reshape(runs, b, p, b * q)  # block row i
         self._across = self._rows.mT.contiguous()
         self._sizes = matrices.square().sum((-2, -1))
-        self._time, self._gradient = torch.zeros_like(self._sizes), torch.empty_like(self.u)
+        self._loss, self._time, self._eta = (torch.zeros_like(self._sizes) for _ in range(3))
+        self._gradient = torch.empty_like(self.u)
         self._gu, self._gv = (f.mT @ f for f in (self.u, self.v))  # U_i^T U_i and V_j^T V_j, (runs, b, r, r)
-        self._loss = self._look(slice(0, runs))
-        self._slices = list(_pieces(runs, CACHE_NUMBERS // (b * b * max(p, q) * r)))
-        if not preconditioned:
-            self._tops = [torch.ones_like(f) for f in (self.s[:, 0], self.s[:, 0], self.s)]
+        self._tops = None if preconditioned else [torch.ones_like(f) for f in (self.s[:, 0], self.s[:, 0], self.s)]
+        room = _Buffers(self.u)
+        pieces = _pieces(runs, CACHE_NUMBERS // (b * b * max(p, q) * r))
+        self._groups = [_Group(self, piece, room) for piece in pieces]
+        for group in self._groups:
+            group.look()
 
     @property
     def state(self) -> list[Tensor]:
@@ -159,140 +164,178 @@ class BlastDescent:
 
     def step(self) -> None:
         """One iteration of every run, in place; a few runs at a time, so that temporaries stay in the cache."""
-        for runs in self._slices:
-            share = (1 - self._time[runs] / self.iterations).clamp(min=0)
-            eta = self._step[runs, 1] + share * (self._step[runs, 0] - self._step[runs, 1])
-            loss = self._loss[runs].clone()
-            self._step_u(runs, eta, loss)
-            self._step_v(runs, eta, loss)
-            self._step_s(runs, eta, loss)
-            self._loss[runs] = self._look(runs)
+        share = (self._time / self.iterations).clamp_(max=1)
+        torch.lerp(self._step[:, 0], self._step[:, 1], share, out=self._eta)
+        for group in self._groups:
+            group.step()
         self._time += 1
 
-    def _step_u(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
-        u = self.u[runs]
-        self._move(runs, 0, u, self._grams(self._gv[runs], self.s[runs]), self._gradient[runs], eta, loss)
-        torch.matmul(u.mT, u, out=self._gu[runs])
 
-    def _step_v(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
-        u, v, s, across = self.u[runs], self.v[runs], self.s[runs], self._across[runs]
-        au = torch.matmul(across, u, out=self._room("au", *across.shape[:3], u.shape[3]))
-        self._au = au.unflatten(2, v.shape[1:3])  # A_ij^T U_i, (runs, i, j, q, r): for the gains too
-        gram, pull = self._grams(self._gu[runs], s.transpose(1, 2)), torch.zeros_like(v)
-        for i in _pieces(s.shape[1], CACHE_NUMBERS // v.numel()):
-            part = torch.mul(self._au[:, i], s[:, i, :, None], out=self._room("stack", *self._au[:, i].shape))
-            pull += part.sum(1)
-        self._move(runs, 1, v, gram, (v @ gram).sub_(pull), eta, loss)
-        torch.matmul(v.mT, v, out=self._gv[runs])
+class _Group:
+    """The steps of those runs of a descent that are taken together, in place on its tensors.
 
-    def _move(self, runs, which: int, factor: Tensor, gram: Tensor, gradient: Tensor, eta, loss) -> None:
-        """Step one of the two outer factors ``(runs, b, p, r)`` and bring its loss up to date; ``gram`` is used up."""
-        wide = eta.view(-1, 1, 1, 1)
-        if not self.preconditioned:  # no damping, and nobody asks for the loss before the next residual
-            top, _ = self._largest(which, runs, gram, also=None)
-            factor.addcmul_(gradient / top[..., None, None], wide, value=-1)
+    Views and buffers are made once: for a matrix of 64 rows they would take a third of a step, of 256 rows a tenth.
+    """
+
+    def __init__(self, descent: BlastDescent, runs: slice, room: "_Buffers"):
+        self._room, self._damped = room, descent.preconditioned
+        self.u, self.v, self.s = u, v, s = [factor[runs] for factor in descent.factors()]
+        self._gu, self._gv = gu, gv = descent._gu[runs], descent._gv[runs]
+        self._loss, self._delta0 = descent._loss[runs], descent._delta0[runs, None]
+        self._eta = eta = descent._eta[runs, None, None, None]
+        self._eta_s, self._flat_eta = eta.expand_as(s), descent._eta[runs]
+        self._tops = descent._tops and [vectors[runs] for vectors in descent._tops]
+        flat = lambda x: x.view(-1, *x.shape[2:])  # for bmm; a view, or an error
+        self._flat_u, self._flat_v, self._flat_gu, self._flat_gv = map(flat, (u, v, gu, gv))
+
+        count, b, q, r = v.shape
+        rows, across, gradient = descent._rows[runs], descent._across[runs], descent._gradient[runs]
+        self._gram, self._grad_u, self._grad_v = room("gram", *gu.shape), gradient, room("gradient", *v.shape)
+        self._flat_gram, self._flat_grad_v = flat(self._gram), flat(self._grad_v)
+        self._gram_u = _gram_sums(gv, s, self._gram, room)
+        self._gram_v = _gram_sums(gu, s.transpose(1, 2), self._gram, room)
+        self._across, au = flat(across), room("au", *across.shape[:3], r)
+        self._flat_au, self._au = flat(au), au.unflatten(2, (b, q))  # A_ij^T U_i, (count, i, j, q, r)
+        self._residuals, self._pulls = [], []
+        for i in _pieces(b, CACHE_NUMBERS // v.numel()):  # V_bar_i = stack_j V_j diag(s_ij)
+            stack, residual = room("stack", count, i, b, q, r), room("residual", *rows[:, i].shape)
+            views = [flat(x) for x in (rows[:, i], u[:, i], stack.flatten(2, 3), residual, gradient[:, i])]
+            self._residuals.append((v[:, None], s[:, i, :, None], stack, residual, views))
+            self._pulls.append((self._au[:, i], s[:, i, :, None], stack))
+
+    def step(self) -> None:
+        self._gram_u()
+        self._move(0, self.u, self._grad_u)
+        torch.bmm(self._flat_u.mT, self._flat_u, out=self._flat_gu)
+        self._gram_v()
+        self._find_gradient_v()
+        self._move(1, self.v, self._grad_v)
+        torch.bmm(self._flat_v.mT, self._flat_v, out=self._flat_gv)
+        self._step_s()
+        self.look()
+
+    def look(self) -> None:
+        """The loss from the residual, and the gradient in ``U`` on the way."""
+        self._loss.zero_()
+        for v, s, stack, residual, (rows, u, flat_stack, flat_residual, gradient) in self._residuals:
+            torch.mul(v, s, out=stack)
+            torch.baddbmm(rows, u, flat_stack.mT, beta=-1, out=flat_residual)
+            self._loss.add_(torch.linalg.vector_norm(residual, dim=(-3, -2, -1)).square_(), alpha=0.5)
+            torch.bmm(flat_residual, flat_stack, out=gradient)
+
+    def _find_gradient_v(self) -> None:
+        torch.bmm(self._across, self._flat_u, out=self._flat_au)
+        pull = torch.zeros_like(self.v)
+        for au, s, part in self._pulls:
+            pull += torch.mul(au, s, out=part).sum(1)
+        torch.baddbmm(pull.flatten(0, 1), self._flat_v, self._flat_gram, beta=-1, out=self._flat_grad_v)
+
+    def _move(self, which: int, factor: Tensor, gradient: Tensor) -> None:
+        """Step one of the two outer factors ``(count, b, p, r)`` and bring its loss up to date; uses its Gram up."""
+        gram, eta = self._gram, self._eta
+        if not self._damped:  # no damping, and nobody asks for the loss before the next residual
+            top, _ = _largest(gram, self._tops[which], self._room)
+            factor.addcmul_(gradient / top[..., None, None], eta, value=-1)
             return
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        delta = self._damping(runs, loss[:, None], diagonal.sum(-1))[..., None]  # (runs, b, 1)
+        delta = self._damping(diagonal.sum(-1)).unsqueeze(-1)  # (count, b, 1)
         diagonal += delta
         way = _solve(gram, gradient.mT).mT
         # the loss is quadratic in the factor, and way (gram + delta) = gradient: no residual is needed, no product, and
         # nothing cancels against ||A||^2
-        bend = torch.mul(way, 0.5 * wide * delta[..., None]).addcmul_(gradient, 1 - 0.5 * wide)
-        loss -= eta * bend.mul_(way).sum((-3, -2, -1))
-        factor.addcmul_(way, wide, value=-1)
+        half = 0.5 * eta
+        bend = torch.mul(way, half * delta.unsqueeze(-1)).addcmul_(gradient, 1 - half)
+        self._loss.addcmul_(self._flat_eta, bend.mul_(way).sum((-3, -2, -1)), value=-1)
+        factor.addcmul_(way, eta, value=-1)
 
-    def _step_s(self, runs: slice, eta: Tensor, loss: Tensor) -> None:
-        v, s, eta = self.v[runs], self.s[runs], eta.view(-1, 1, 1, 1)
-        gu, gv = self._gu[runs], self._gv[runs]
-        traces = gu.diagonal(dim1=-2, dim2=-1) @ gv.diagonal(dim1=-2, dim2=-1).mT  # of the W_ij below, (runs, b, b)
-        damping = self._damping(runs, loss[:, None, None], traces)[..., None]
-        b, r = s.shape[-2:]
-        small = self.preconditioned and r * s.element_size() <= SMALL_ROW and len(s) * b * b >= MANY
+    def _step_s(self) -> None:
+        v, s, gu, gv = self.v, self.s, self._gu, self._gv
+        count, b, r = len(s), *s.shape[-2:]
+        small = self._damped and r * s.element_size() <= SMALL_ROW and count * b * b >= MANY
         room = SIDE_BY_SIDE if small else CACHE_NUMBERS
-        fit = max(1, room // (len(s) * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
+        fit = max(1, room // (count * r * max(r, v.shape[2])))  # pairs (i, j) treated at once
+        if self._damped:
+            traces = gu.diagonal(dim1=-2, dim2=-1) @ gv.diagonal(dim1=-2, dim2=-1).mT  # of the W_ij, (count, b, b)
+            damping = self._damping(traces.flatten(1)).view_as(traces).unsqueeze(-1)
         if small:  # systems on the last axis
             gu, gv = (g.permute(2, 3, 0, 1).contiguous() for g in (gu, gv))
         for i in _pieces(b, max(1, fit // b)):
             for j in _pieces(b, min(b, fit)):
-                part = self._room("stack", len(s), i, j, *v.shape[2:])
-                right, old = torch.mul(self._au[:, i, j], v[:, None, j], out=part).sum(-2), s[:, i, j]  # diag(U'AV)
-                delta = damping[:, i, j]
-                if self.preconditioned:  # s - eta (W + delta)^-1 (W s - right), without the product W s
+                part, old = self._room("stack", count, i, j, *v.shape[2:]), s[:, i, j]
+                right = torch.mul(self._au[:, i, j], v[:, None, j], out=part).sum(-2)  # diag(U_i^T A_ij V_j)
+                if self._damped:  # s - eta (W + delta)^-1 (W s - right), without the product W s
+                    delta = damping[:, i, j]
                     right.addcmul_(delta, old)
                 # W_ij = (U_i^T U_i) o (V_j^T V_j)
                 if small:
-                    w = torch.mul(gu[..., i, None], gv[..., None, j], out=self._room("w", r, r, len(s), i, j))
+                    w = torch.mul(gu[..., i, None], gv[..., None, j], out=self._room("w", r, r, count, i, j))
                     w.diagonal(dim1=0, dim2=1).add_(delta)
                     best = _eliminate(w.flatten(2), right.flatten(0, 2).T.contiguous()).T.view_as(old)
-                    old.lerp_(best, eta.expand_as(old))
+                    old.lerp_(best, self._eta_s[:, i, j])
                     continue
-                w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", len(s), i, j, r, r))
-                if self.preconditioned:
+                w = torch.mul(gu[:, i, None], gv[:, None, j], out=self._room("w", count, i, j, r, r))
+                if self._damped:
                     w.diagonal(dim1=-2, dim2=-1).add_(delta)
-                    best = _solve(w, right.unsqueeze(-1)).squeeze(-1)
-                    old.lerp_(best, eta.expand_as(old))
+                    old.lerp_(_solve(w, right.unsqueeze(-1)).squeeze(-1), self._eta_s[:, i, j])
                 else:
-                    top, image = self._largest(2, runs, w, i, j, also=old)
-                    old -= eta * (image - right) / top[..., None]
+                    top, image = _largest(w, self._tops[2][:, i, j], self._room, also=old)
+                    old -= self._eta * (image - right) / top[..., None]
 
-    def _damping(self, runs: slice, loss: Tensor, traces: Tensor) -> Tensor:
-        """``delta0 sqrt(loss)``, but at least rounding in Gram matrices with these traces, so that none is singular."""
-        asked = self._delta0[runs].view_as(loss) * loss.clamp(min=0).sqrt()
-        return torch.maximum(asked, ROUNDING * torch.finfo(traces.dtype).eps * traces)
+    def _damping(self, traces: Tensor) -> Tensor:
+        """``delta0 sqrt(loss)``, but at least rounding in Gram matrices with these traces, so that none is singular.
 
-    def _largest(self, which: int, runs: slice, gram: Tensor, *rows: slice, also: Tensor):
-        """Largest eigenvalues of Gram matrices, and the matrices times ``also (..., r)`` where it is given.
-
-        Power iteration from the last vectors, plus the residual's norm, so that a step is rather too short.
+        Traces ``(count, matrices)``, used up.
         """
-        vectors = self._tops[which][(runs, *rows)]
-        # one vector a matrix: batched products take longer than multiplying and adding up
-        times = lambda x: torch.mul(gram, x.unsqueeze(-2), out=self._room("image", *gram.shape)).sum(-1)
-        unit = vectors
-        for _ in range(POWER_STEPS):
-            unit = times(unit)
-            unit = unit / unit.norm(dim=-1, keepdim=True)
-        image = times(unit)
-        value = (unit * image).sum(-1, keepdim=True)
-        vectors.copy_(unit)
-        return (value + (image - value * unit).norm(dim=-1, keepdim=True)).squeeze(-1), None if also is None else times(
-            also
-        )
+        asked = self._loss.clamp(min=0).sqrt_().unsqueeze(-1) * self._delta0
+        return torch.maximum(asked, traces.mul_(ROUNDING * torch.finfo(traces.dtype).eps))
 
-    def _look(self, runs: slice) -> Tensor:
-        """The loss from the residual, and the gradient in ``U`` on the way."""
-        u, rows, total = self.u[runs], self._rows[runs], torch.zeros_like(self._sizes[runs])
-        gradient = self._gradient[runs]
-        for i, stacked in self._stacks(self.v[runs], self.s[runs]):  # V_bar_i = stack_j V_j diag(s_ij)
-            part = rows[:, i]
-            residual = torch.matmul(u[:, i], stacked.mT, out=self._room("residual", *part.shape)).sub_(part)
-            total += torch.linalg.vector_norm(residual, dim=(-3, -2, -1)).square_()
-            torch.matmul(residual, stacked, out=gradient[:, i])
-        return 0.5 * total
 
-    def _stacks(self, factor: Tensor, s: Tensor):
-        """``stack_j F_j diag(s_ij)`` for a few ``i`` at a time: factor ``(runs, j, q, r)``, s ``(runs, i, j, r)``."""
-        for i in _pieces(s.shape[1], CACHE_NUMBERS // factor.numel()):
-            room = self._room("stack", *s[:, i].shape[:3], *factor.shape[-2:])
-            yield i, torch.mul(factor[:, None], s[:, i, :, None], out=room).flatten(2, 3)
+class _Buffers:
+    """Buffers by name, for one use after another. The system takes long to hand out large new ones."""
 
-    def _grams(self, products: Tensor, s: Tensor) -> Tensor:
-        """Gram matrices of the stacks, not formed: ``sum_j (F_j^T F_j) o (s_ij s_ij^T)``, ``(runs, i, r, r)``."""
-        runs, b, _, r = products.shape
-        out = products.new_empty(runs, b, r, r)
-        for i in _pieces(b, CACHE_NUMBERS // products.numel()):
-            terms = torch.mul(products[:, None], s[:, i, :, :, None], out=self._room("w", runs, i, b, r, r))
-            torch.sum(terms.mul_(s[:, i, :, None, :]), 2, out=out[:, i])
-        return out
+    def __init__(self, like: Tensor):
+        self._like, self._held = like, {}
 
-    def _room(self, name: str, *shape) -> Tensor:
-        """A buffer of this shape; a slice stands for its length. The system takes long to hand out large new ones."""
+    def __call__(self, name: str, *shape) -> Tensor:
+        """A buffer of this shape; a slice stands for its length."""
         shape = [n if isinstance(n, int) else n.stop - n.start for n in shape]
         numbers = math.prod(shape)
-        if name not in self._buffers or self._buffers[name].numel() < numbers:
-            self._buffers[name] = self.u.new_empty(numbers)
-        return self._buffers[name][:numbers].view(shape)
+        if name not in self._held or self._held[name].numel() < numbers:
+            self._held[name] = self._like.new_empty(numbers)
+        return self._held[name][:numbers].view(shape)
+
+
+def _gram_sums(products: Tensor, s: Tensor, out: Tensor, room: _Buffers):
+    """A function that writes the stacks' Gram matrices, ``sum_j (F_j^T F_j) o (s_ij s_ij^T)``, ``(runs, i, r, r)``."""
+    work = []
+    for i in _pieces(s.shape[1], CACHE_NUMBERS // products.numel()):
+        terms = room("w", len(s), i, *products.shape[1:])
+        work.append((products[:, None], s[:, i, :, :, None], s[:, i, :, None, :], terms, out[:, i]))
+
+    def write():
+        for product, left, right, terms, sums in work:
+            torch.sum(torch.mul(product, left, out=terms).mul_(right), 2, out=sums)
+
+    return write
+
+
+def _largest(gram: Tensor, vectors: Tensor, room: _Buffers, also: Tensor | None = None):
+    """Largest eigenvalues of Gram matrices, and the matrices times ``also (..., r)`` where it is given.
+
+    Power iteration from the last ``vectors``, which it keeps, plus the residual's norm, so that a step is rather too
+    short.
+    """
+    # one vector a matrix: batched products take longer than multiplying and adding up
+    times = lambda x: torch.mul(gram, x.unsqueeze(-2), out=room("image", *gram.shape)).sum(-1)
+    unit = vectors
+    for _ in range(POWER_STEPS):
+        unit = times(unit)
+        unit = unit / unit.norm(dim=-1, keepdim=True)
+    image = times(unit)
+    value = (unit * image).sum(-1, keepdim=True)
+    vectors.copy_(unit)
+    top = (value + (image - value * unit).norm(dim=-1, keepdim=True)).squeeze(-1)
+    return top, None if also is None else times(also)
 
 
 def _pieces(total: int, width: int):
@@ -396,7 +439,7 @@ def factorize(
 
 def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Best approximations of ``(..., rows, columns)``: ``(..., rows, rank)``, ``(..., rank, columns)``, equal norms."""
-    rank = integer("rank", rank, at_least=1, at_most=min(matrices.shape[-2:]))
+    rank = integer("rank", rank, at_least=1, at_most=min(check_matrices("matrices", matrices).shape[-2:]))
     wide = matrices if matrices.dtype == torch.float64 else matrices.float()
     u, sigma, vt = torch.linalg.svd(wide, full_matrices=False)
     root = sigma[..., :rank].sqrt()
@@ -410,7 +453,7 @@ def block_low_rank(matrices: Tensor, blocks: int, rank: int) -> tuple[Tensor, Te
     The rank columns that belong to block ``(i, j)`` are columns ``j rank ...`` of ``left[i]`` and ``i rank ...`` of
     ``right[j]``.
     """
-    check_blocks(*matrices.shape[-2:], blocks)
+    check_blocks(*check_matrices("matrices", matrices).shape[-2:], blocks)
     cut = matrices.unflatten(-1, (blocks, -1)).unflatten(-3, (blocks, -1)).transpose(-3, -2)  # (..., i, j, p, q)
     left, right = low_rank(cut, rank)
     left = left.transpose(-3, -2).flatten(-2)  # (..., i, p, j rank)

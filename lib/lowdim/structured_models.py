@@ -130,7 +130,8 @@ def replace_linear(
     for name, m in layers.items():
         new = made[name].requires_grad_(m.weight.requires_grad).train(m.training)
         with torch.no_grad():
-            error = float((new.to_dense() - m.weight).norm() / m.weight.norm())
+            size = m.weight.norm()
+            error = float((new.to_dense() - m.weight).norm() / (size if size > 0 else 1))
         _put(model, name, new)
         c = new.counts()
         report.append(Replaced(name, kind, tuple(m.weight.shape), new.rank, new.blocks, c.parameters, c.dense, error))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lowdim import checks as ok
 from lowdim.checks import ParameterError, choice, integer
 from lowdim.data import DataError
-from lowdim.structured import BlastLinear
+from lowdim.structured import KINDS, BlastLinear
 from lowdim.structured_models import MODULE, Report, chosen, replace_linear
 
 
@@ -66,6 +66,7 @@ def optional(package: str, what: str):
         raise DataError(f"{what} needs {package}, which is not installed: pip install {package}.") from error
 
 
+@ok.takes(device=ok.device, layers=ok.optional(ok.count()))
 def load(key: str, device: torch.device | str = "cpu", layers: int | None = None) -> nn.Module:
     """The model of a plan with its published weights, its linear layers as ``nn.Linear``.
 
@@ -124,6 +125,7 @@ def unwrap_conv1d(model: nn.Module) -> nn.Module:
     return model
 
 
+@ok.takes(model=MODULE, kind=ok.one_of(*KINDS), share=ok.real(above=0))
 def compress(model: nn.Module, key: str, kind: str = "blast", *, share: float = 1.0, **fit) -> Report:
     """Replace the layers of a plan, in place; structures other than BLAST get its budget, layer by layer.
 
@@ -151,15 +153,31 @@ def compress(model: nn.Module, key: str, kind: str = "blast", *, share: float = 
 
 
 def parameters_of_plan(key: str, shapes: Iterable[tuple[str, tuple[int, int]]]) -> tuple[int, int]:
-    """Parameters of layers ``(name, (out, in))`` once those of a plan are BLAST matrices, and before: by counting."""
+    """Parameters of layers ``(name, (out, in))`` once those of a plan are BLAST matrices, and before: by counting.
+
+    Raises:
+        ParameterError: an unknown key, or an entry that is no name with two sizes.
+    """
     plan, after, before = PLANS[choice("key", key, tuple(PLANS))], 0, 0
-    for name, (out, inp) in shapes:
+    ok.kind(Iterable, "pairs of a layer's name and its two sizes")("shapes", shapes, {})
+    for k, entry in enumerate(shapes):
+        name, (out, inp) = _named_shape(f"shapes[{k}]", entry)
         ranks = [g.rank for g in plan.groups if any(fnmatchcase(name, p) for p in g.patterns)]
         before += out * inp
         after += BlastLinear.count(out, inp, ranks[0], plan.blocks).parameters if ranks else out * inp
     return after, before
 
 
+def _named_shape(name: str, entry) -> tuple[str, tuple[int, int]]:
+    if not isinstance(entry, tuple | list) or len(entry) != 2 or not isinstance(entry[0], str):
+        raise ParameterError(f"{name} must be a layer's name and its two sizes, got {ok.brief(entry)}.")
+    ok.sizes(2)(f"{name}[1]", entry[1], {})
+    if len(entry[1]) > 2:
+        raise ParameterError(f"{name}[1] must be two sizes, got {ok.brief(entry[1])}.")
+    return entry[0], tuple(entry[1])
+
+
+@ok.takes(characters=ok.optional(ok.count()))
 def wikitext103(part: str = "train", characters: int | None = None) -> str:
     """WikiText-103 (raw) as one text; ``part`` is ``"train"``, ``"validation"`` or ``"test"``.
 

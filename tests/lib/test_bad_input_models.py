@@ -1,6 +1,9 @@
 """Bad input by the hundred, continued: tensors, models, structured layers, operators, diffusion, measurements."""
 
+# ruff: noqa: E501
+
 import bad_values as bad
+import torch
 from bad_values import draw, t
 from torch import nn
 
@@ -30,6 +33,20 @@ RUNS, EPS = bad.count(), bad.real(above=0)
 SHAPE = (1, 8, 8)
 GPT = dict(vocabulary=5, context=4, width=8, depth=1, heads=2)
 VIT = dict(image=8, patch=2, channels=1, classes=3, width=8, depth=1, heads=2)
+MATRIX = (
+    bad.only("wrong type", None, 3, "x", [[1.0]], object)
+    + bad.only("wrong dtype", torch.ones(4, 6, dtype=torch.int64))
+    + bad.only("not finite", t(4, 6) * bad.NAN)
+    + bad.only("wrong shape", t(4), torch.ones(()), torch.zeros(0, 4))
+)
+DEVICE = bad.only("wrong type", "nowhere", 3.5, [], object, True) + bad.only(
+    "not there", "cuda:99", torch.device("cuda", 98)
+)
+DTYPE = bad.only("wrong type", "float32", 3, float, torch.int64, torch.complex64, [])
+LAYER = {  # None stands for PyTorch's defaults
+    "bias": bad.flag(), "std": EPS[:1] + bad.only("wrong type", "3", [], True, object) + bad.only("negative", -0.5, -1),
+    "generator": bad.only("wrong type", 3, "3", [], object), "device": DEVICE, "dtype": DTYPE,
+}  # fmt: skip
 CASES = [
     Case(tensors.hosvd, lambda: dict(x=t(3, 4, 5), ranks=[2, 2, 2]), {
         "ranks": bad.sizes(1) + bad.only("too large", [4, 2, 2], [2, 2, 6]),
@@ -43,35 +60,41 @@ CASES = [
         "image": RUNS, "channels": RUNS, "classes": RUNS, "depth": RUNS, "patch": RUNS + bad.only("no divisor", 3, 5),
         "heads": RUNS + bad.only("no divisor", 3, 5)}),
     *[Case(layer, lambda: dict(in_features=8, out_features=4, rank=2, blocks=2), {
-        "in_features": RUNS, "out_features": RUNS, "rank": RUNS, "blocks": RUNS + bad.only("no divisor", 3, 8)})
+        "in_features": RUNS, "out_features": RUNS, "rank": RUNS, "blocks": RUNS + bad.only("no divisor", 3, 8), **LAYER})
         for layer in (structured.BlastLinear, structured.BlockLowRankLinear)],
     Case(structured.LowRankLinear, lambda: dict(in_features=8, out_features=4, rank=2), {
-        "in_features": RUNS, "out_features": RUNS, "rank": RUNS}),
+        "in_features": RUNS, "out_features": RUNS, "rank": RUNS, "blocks": RUNS + bad.only("no divisor", 3, 8), **LAYER}),
     Case(structured.BlockDiagonalLinear, lambda: dict(in_features=8, out_features=4, blocks=2), {
-        "in_features": RUNS, "out_features": RUNS, "blocks": RUNS + bad.only("no divisor", 3, 8)}),
+        "in_features": RUNS, "out_features": RUNS, "rank": bad.count(0), **LAYER,
+        "blocks": RUNS + bad.only("no divisor", 3, 8)}),
     Case(structured_factorization.check_blocks, lambda: dict(rows=4, columns=6, blocks=2), {
-        "blocks": RUNS + bad.only("no divisor", 3, 4)}),
+        "rows": RUNS, "columns": RUNS, "blocks": RUNS + bad.only("no divisor", 3, 4)}),
     Case(structured_factorization.blast_start, lambda: dict(
         runs=1, rows=4, columns=6, blocks=2, rank=1, generator=draw()), {
-        "blocks": RUNS + bad.only("no divisor", 3, 4), "rank": RUNS, "std": EPS, "gains": bad.choice()}),
+        "runs": RUNS, "rows": RUNS, "columns": RUNS, "blocks": RUNS + bad.only("no divisor", 3, 4), "rank": RUNS, "std": EPS,
+        "gains": bad.choice(), "generator": bad.generator(), "dtype": DTYPE + bad.only("none", None)}),
     Case(structured_factorization.BlastDescent, lambda: dict(
         matrices=t(1, 4, 6), start=structured_factorization.blast_start(1, 4, 6, 2, 1, draw()), iterations=2), {
         "matrices": bad.tensor(ends=(0, 1, 2)), "iterations": RUNS, "form": bad.choice()}),
     Case(structured_factorization.block_low_rank, lambda: dict(matrices=t(4, 6), blocks=2, rank=1), {
-        "blocks": RUNS + bad.only("no divisor", 3, 4), "rank": bad.count(1, 2)}),
+        "matrices": MATRIX, "blocks": RUNS + bad.only("no divisor", 3, 4), "rank": bad.count(1, 2)}),
     Case(structured_models.replace_linear, lambda: dict(
         model=two_layers(), patterns="*", blocks=2, rank=1, fresh=True), {
         "kind": bad.choice(), "blocks": RUNS + bad.only("no divisor", 3, 8), "rank": RUNS[:3]}),
     Case(structured_pretrained.keep_first, lambda: dict(
         model=nn.Sequential(nn.ModuleList([nn.Linear(2, 2)])), layers=1), {"layers": RUNS}),
-    Case(structured_pretrained.parameters_of_plan, lambda: dict(key="gpt2", shapes=[]), {"key": bad.choice()}),
-    Case(structured_pretrained.compress, lambda: dict(model=two_layers(), key="gpt2"), {"key": bad.choice()}),
-    Case(structured_pretrained.load, lambda: dict(key="gpt2"), {"key": bad.choice()}),
-    Case(structured_pretrained.wikitext103, dict, {"part": bad.choice()}),
+    Case(structured_pretrained.parameters_of_plan, lambda: dict(key="gpt2", shapes=[("head", (3, 4))]), {
+        "key": bad.choice(), "shapes": bad.only("wrong type", None, 3, object) + bad.only(
+            "entry", [3], [("head",)], [("head", 3)], [("head", (3, 0))], [("head", (3,))], [("head", (3, 4, 5))], [(3, (3, 4))])}),
+    Case(structured_pretrained.compress, lambda: dict(model=two_layers(), key="gpt2"), {
+        "key": bad.choice(), "kind": bad.choice(), "share": EPS, "model": bad.only("wrong type", None, 3, "x", nn.Linear)}),
+    Case(structured_pretrained.load, lambda: dict(key="gpt2"), {
+        "key": bad.choice(), "device": DEVICE + bad.only("none", None), "layers": RUNS[:3]}),
+    Case(structured_pretrained.wikitext103, dict, {"part": bad.choice(), "characters": RUNS[:3]}),
     Case(structured_factorization.factorize, lambda: dict(weights=t(1, 4, 6), blocks=2, rank=1, iterations=2), {
         "weights": bad.tensor(dims=False), "blocks": RUNS + bad.only("no divisor", 3, 4), "rank": RUNS,
         "iterations": RUNS, "form": bad.choice()}),
-    Case(structured_factorization.low_rank, lambda: dict(matrices=t(4, 6), rank=2), {"rank": bad.count(1, 4)}),
+    Case(structured_factorization.low_rank, lambda: dict(matrices=t(4, 6), rank=2), {"rank": bad.count(1, 4), "matrices": MATRIX}),
     Case(operators.random_inpainting, lambda: dict(image_shape=SHAPE, dropped=0.5, random=draw()), {
         "image_shape": bad.sizes(3), "dropped": bad.real(above=0, below=1), "random": bad.generator()}),
     Case(operators.gaussian_blur, lambda: dict(image_shape=SHAPE, size=3, std=1.0), {

@@ -7,7 +7,9 @@ from lowdim.checks import ParameterError
 from lowdim.structured_factorization import (
     BlastDescent,
     BlastFactors,
+    _Buffers,
     _eliminate,
+    _largest,
     _solve,
     blast_start,
     block_low_rank,
@@ -82,7 +84,7 @@ def test_plain_steps_are_near_the_exact_eigenvalue_and_never_above(random):
     u, v, _ = fit.factors()
     gram = (u.mT @ u)[:, :, None] * (v.mT @ v)[:, None]
     exact = torch.linalg.eigvalsh(gram)[..., -1]
-    top, image = fit._largest(2, slice(0, 3), gram, also=gram[..., 0])
+    top, image = _largest(gram, fit._tops[2], _Buffers(gram), also=gram[..., 0])
     torch.testing.assert_close(image, (gram @ gram[..., :1]).squeeze(-1))
     ratio = top / exact
     assert ratio.min() > 0.98
