@@ -60,9 +60,11 @@ BENCHMARKS = {
     "blast-factorization": structured.factorization,
     "blast-batches": structured.batches,
     "blast-product": structured.product,
+    "blast-product-two-threads": lambda: structured.product(2),
     "growth": descent.growth,
 }
-WORDS = {"compressed-factorization": descent.compressed_sweep, "compressed-completion": descent.compressed_sweep}
+WORDS = {"compressed-factorization": descent.compressed_sweep, "compressed-completion": descent.compressed_sweep,
+         "blast-product-two-threads": structured.product}  # fmt: skip
 
 
 def main(names: list[str]) -> None:

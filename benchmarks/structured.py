@@ -72,10 +72,11 @@ def batches():
     return times, shares, {"x one by one, n = 64": 4.0, "x one by one, n = 1024": 0.95}
 
 
-def product():
+def product(threads=1):
     """Layers 4096 x 4096 at half the multiplications, float32, against a dense layer: one token and 256 tokens."""
     n, times, shares, targets = 4096, {}, {}, {}
     weight = torch.randn(n, n, generator=generator(0))
+    torch.set_num_threads(threads)
     for tokens, limit in ((1, 0.65), (256, 0.6)):
         x = torch.randn(tokens, n, generator=generator(1))
         contestants = {f"dense, {tokens} tokens": lambda x=x: F.linear(x, weight)}
@@ -83,7 +84,7 @@ def product():
             layer = BlastLinear(n, n, BlastLinear.rank_for(n, n, b, 0.5), b, bias=False, generator=generator(b))
             contestants[f"blast b = {b}, {tokens} tokens"] = lambda layer=layer, x=x: layer(x)
         with torch.no_grad():
-            measured = race(contestants, repeats=5)
+            measured = race(contestants, repeats=9)
         times |= measured
         for b in (2, 4, 8, 16):
             name = f"time over dense, b = {b}, {tokens} tokens"
@@ -91,4 +92,5 @@ def product():
                 measured[f"blast b = {b}, {tokens} tokens"]["seconds"] / measured[f"dense, {tokens} tokens"]["seconds"]
             )
             targets[name] = -limit
+    torch.set_num_threads(1)
     return times, shares, targets
