@@ -257,6 +257,18 @@ def tensor(*shapes: str, finite: bool = True, floating: bool = True, empty: bool
     return check
 
 
+def whole(*shapes: str) -> Rule:
+    """A tensor of whole numbers, such as labels or indices; shapes as for ``tensor``."""
+    rule = tensor(*shapes, floating=False)
+
+    def check(name, value, known):
+        rule(name, value, known)
+        if value.is_floating_point() or value.is_complex() or value.element_size() == 1:
+            raise ParameterError(f"{name} must be a tensor of whole numbers such as torch.int64, got {value.dtype}.")
+
+    return check
+
+
 def tensors(*shapes: str, at_least: int = 1, **options) -> Rule:
     """A list of tensors, each as for ``tensor``; names of sizes stand for one size in each tensor alone."""
     rule = tensor(*shapes, **options)

@@ -4,9 +4,11 @@ The plans are those of Lee et al. 2024 and of the authors' code. transformers, d
 imported only in the loaders; ``compress`` works on any module whose layers carry the names of those libraries.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from importlib import import_module
+from os import PathLike
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -36,6 +38,7 @@ class Plan(NamedTuple):
     groups: tuple[Group, ...]
 
 
+RELEASED = "cwoolee/blast-llama-4B"  # on the Hugging Face hub
 _ATTENTION = tuple(f"*.self_attn.{which}_proj" for which in "qkvo")
 _GATED = tuple(f"*.mlp.{which}_proj" for which in ("gate", "up", "down"))
 PLANS = {
@@ -123,6 +126,87 @@ def unwrap_conv1d(model: nn.Module) -> nn.Module:
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, made)
     return model
+
+
+@ok.takes(folder=ok.optional(ok.path), device=ok.device, layers=ok.optional(ok.count()))
+def load_released(folder: str | Path | None = None, device: torch.device | str = "cpu", layers: int | None = None):
+    """Llama-7B at half its size, as the authors compressed and retrained it: a Llama model of transformers with BLAST
+    layers of this library, in the checkpoint's precision. None of the authors' code is run.
+
+    Args:
+        folder: with ``config.json`` and the ``*.safetensors`` of the checkpoint; by default the hub's, through its
+            cache (7 GB).
+        layers: read only the first transformer blocks.
+
+    Raises:
+        DataError: a package is missing, the files are not to be had, or they are not such a checkpoint.
+    """
+    package = optional("transformers", RELEASED)
+    if folder is None:
+        hub = optional("huggingface_hub", RELEASED)
+        try:
+            folder = hub.snapshot_download(RELEASED, allow_patterns=["*.safetensors", "*.json"])
+        except OSError as error:
+            raise DataError(f"{RELEASED} is neither in the cache of huggingface_hub nor to be had.") from error
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files or not (Path(folder) / "config.json").exists():
+        raise DataError(f"{Path(folder).name} has no config.json or no *.safetensors: it is no checkpoint of the hub.")
+    config = package.LlamaConfig.from_pretrained(folder)
+    config.num_hidden_layers = min(config.num_hidden_layers, layers or config.num_hidden_layers)
+    with torch.device("meta"):
+        model = package.LlamaForCausalLM(config)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its frequencies are in no file
+    return fill_released(model, files).to(device).eval()
+
+
+@ok.takes(model=MODULE, files=ok.several(PathLike, "paths of safetensors files"))
+def fill_released(model: nn.Module, files: Sequence[Path]) -> nn.Module:
+    """Fill a model from the authors' format, in place: layers whose factors are in the files become ``BlastLinear``.
+
+    There a layer has ``B (b, p, r)``, ``C (b, r, q)`` and ``D (b, b, r)``: block ``(i, j)`` of the weight is
+    ``B_i diag(D_ij) C_j``. Factors of transformer blocks that the model does not have are not read.
+
+    Raises:
+        DataError: a file that is none, a factor that is missing or does not fit, or a tensor of the model in no file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found, modules = {}, dict(model.named_modules())
+    for path in files:
+        try:
+            with safe_open(str(path), "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - the file is no dictionary
+                    if name.rpartition(".")[0] in modules:
+                        found[name] = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{Path(path).name} cannot be read as a safetensors file: {error}.") from error
+    for layer in [name.removesuffix(".B") for name in found if name.endswith(".B")]:
+        dense, factors = modules[layer], [found.pop(f"{layer}.{letter}", None) for letter in "BCD"]
+        made = _released_layer(layer, dense, *factors)
+        parent, _, last = layer.rpartition(".")
+        setattr(model.get_submodule(parent), last, made)
+    missing, unknown = model.load_state_dict(found, strict=False, assign=True)
+    missing = [name for name in missing if not isinstance(model.get_submodule(name.rpartition(".")[0]), BlastLinear)]
+    if missing or unknown:
+        which = ", ".join([*missing, *unknown][:3])
+        raise DataError(f"the files do not fit the model: {len(missing)} tensors missing, {len(unknown)} not known "
+                        f"({which}).")  # fmt: skip
+    return model
+
+
+def _released_layer(name: str, dense: nn.Module, left: Tensor, right: Tensor | None, gains: Tensor | None):
+    """A ``BlastLinear`` in place of a linear layer, with the authors' factors."""
+    fits = right is not None and gains is not None and left.dim() == right.dim() == gains.dim() == 3
+    (b, p, r) = left.shape if fits else (0, 0, 0)
+    sizes = isinstance(dense, nn.Linear) and (dense.out_features, dense.in_features)
+    fits = fits and sizes and right.shape[:2] == (b, r) and gains.shape == (b, b, r)
+    if not fits or sizes != (b * p, b * right.shape[2]):
+        got = [None if f is None else tuple(f.shape) for f in (left, right, gains)]
+        raise DataError(f"{name} has factors of shapes {got}, which are no BLAST matrix for this layer.")
+    made = BlastLinear(dense.in_features, dense.out_features, r, b, dense.bias is not None, device="meta")
+    factors = {"left": left, "right": right.mT.contiguous(), "gains": gains}
+    made.load_state_dict(factors, strict=False, assign=True)
+    return made
 
 
 @ok.takes(model=MODULE, kind=ok.one_of(*KINDS), share=ok.real(above=0))

@@ -89,6 +89,8 @@ FREE = {
     "plots.branches": "x dots",
     "plots.mark": "line",
     "predictors.loss_terms": "scores labels width",
+    "published.perplexities": "fit",
+    "published.same_noise": "fit",
     "runtime.generator": "device",
     "runtime.parallel": "jobs",
     "runtime.pick_device": "name",

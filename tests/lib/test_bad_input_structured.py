@@ -7,9 +7,10 @@ import bad_values as bad
 import pytest
 import torch
 from bad_values import t
+from stand_ins import Bigrams, Denoiser, text
 from torch import nn
 
-from lowdim import structured_factorization, structured_models, structured_pretrained
+from lowdim import published, structured_factorization, structured_models, structured_pretrained
 from lowdim.checks import ParameterError
 
 Case = bad.Case
@@ -44,7 +45,63 @@ NO_SCALES = (
     + bad.only("entry", {"0": torch.zeros(8)}, {"0": torch.full((8,), bad.NAN)}, {"0": -torch.ones(8)})
     + bad.only("wrong dtype", {"0": torch.ones(8, dtype=torch.int64)})
 )
+TOKENS = (
+    bad.only("wrong type", None, 3, "abc", [1, 2], object) + bad.only("wrong dtype", torch.ones(40))
+    + bad.only("wrong shape", torch.ones(8, 8, dtype=torch.int64)) + bad.only("too short", torch.ones(3, dtype=torch.int64))
+)  # fmt: skip
+KINDS = (
+    bad.only("wrong type", None, 3, "blast", object)
+    + bad.only("empty", [], ())
+    + bad.only("entry", ["x"], ["blast", 3])
+)
+LATENTS = (
+    bad.only("wrong type", None, 3, "x", [1.0]) + bad.only("wrong shape", torch.ones(2, 6, 6))
+    + bad.only("wrong dtype", torch.ones(2, 1, 6, 6, dtype=torch.int64)) + bad.only("not finite", torch.full((2, 1, 6, 6), bad.NAN))
+)  # fmt: skip
+LABELS = (
+    bad.only("wrong type", None, 3, "x", [1, 2]) + bad.only("wrong shape", torch.zeros(3, dtype=torch.int64))
+    + bad.only("wrong dtype", torch.zeros(2), torch.ones(2, dtype=torch.bool))
+)  # fmt: skip
+WINDOWS = {"context": bad.count(2), "batch": bad.count()}
+DEVICE = bad.only("wrong type", "nowhere", 3.5, [], object, True, None) + bad.only("not there", "cuda:99")
+
+
+def one_step() -> dict:
+    return dict(steps=1, generator=bad.draw(), context=8, batch=2, rate=1e-3)
+
+
+def structured_bigrams() -> nn.Module:
+    model = Bigrams()
+    structured_models.replace_linear(model, "transformer.*", rank=1, fresh=True)
+    return model
+
+
+def some_noise() -> dict:
+    start = torch.randn(2, 1, 6, 6, generator=bad.draw())
+    return dict(model=Denoiser(), start=start, labels=torch.tensor([0, 1]), steps=2)
+
+
 CASES = [
+    Case(published.perplexity, lambda: dict(model=Bigrams(), numbers=text(40), context=8), {
+        "model": MODULE, "numbers": TOKENS, **WINDOWS}),
+    Case(published.retrain, lambda: dict(model=structured_bigrams(), numbers=text(40), **one_step()), {
+        "model": MODULE + bad.only("no layer", Bigrams()), "numbers": TOKENS, "steps": bad.count(0),
+        "generator": bad.generator(), **WINDOWS, "rate": bad.real(above=0)}),
+    Case(published.perplexities, lambda: dict(
+        model=Bigrams(), key="gpt2", kinds=["low-rank"], train=text(40), test=text(40), **one_step(), share=0.02), {
+        "model": MODULE, "key": bad.choice(), "kinds": KINDS, "train": TOKENS, "test": TOKENS, "steps": bad.count(0),
+        "generator": bad.generator(), **WINDOWS, "rate": bad.real(above=0), "share": bad.real(above=0)}),
+    Case(published.transformer_samples, some_noise, {
+        "model": MODULE, "start": LATENTS, "labels": LABELS, "steps": bad.count(1, 999)}),
+    Case(published.same_noise, lambda: dict(some_noise(), key="dit", kinds=["low-rank"], share=0.02), {
+        "model": MODULE, "key": bad.choice(), "kinds": KINDS, "start": LATENTS, "labels": LABELS, "steps": bad.count(1, 999),
+        "share": bad.real(above=0)}),
+    Case(structured_pretrained.load_released, dict, {
+        "folder": bad.only("wrong type", 3, 0.5, b"x", []) + bad.only("no path", "", "a\0b"), "device": DEVICE,
+        "layers": bad.count()[:3]}),
+    Case(structured_pretrained.fill_released, lambda: dict(model=two_layers(), files=[Path("model.safetensors")]), {
+        "model": MODULE, "files": bad.only("wrong type", None, 3, "x", object) + bad.only("empty", [], ())
+        + bad.only("entry", [3], ["model.safetensors"])}),
     Case(structured_models.replace_linear, lambda: dict(model=two_layers(), patterns="0", budget=0.9, blocks=2), {
         "budget": NUMBER + without_type(bad.real(above=0, at_most=1)) + bad.only("less than rank 1", 1e-3), "scales": NO_SCALES,
         "generator": WORDS, "fresh": bad.flag(), "std": NUMBER + without_type(bad.real(at_least=0)),
@@ -73,7 +130,7 @@ CASES = [
     Case(structured_pretrained.keep_first, lambda: dict(model=nn.Sequential(nn.ModuleList([nn.Linear(2, 2)])), layers=1), {
         "model": MODULE + bad.only("no blocks", two_layers())}),
 ]  # fmt: skip
-NEED_THE_NET = (structured_pretrained.tokens,)
+NEED_THE_NET = (structured_pretrained.tokens, structured_pretrained.load_released)
 
 
 @pytest.fixture(autouse=True)

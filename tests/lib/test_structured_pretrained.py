@@ -1,10 +1,12 @@
 """Plans and loaders of published transformers, on small stand-ins with the libraries' names, shapes and layouts."""
 
+import json
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lowdim import structured_pretrained as sp
@@ -145,3 +147,112 @@ def test_load_and_texts_through_stand_in_packages(monkeypatch):
     texts = SimpleNamespace(load_dataset=lambda *names, split: {"text": ["one ", "two"]})
     monkeypatch.setitem(sys.modules, "datasets", texts)
     assert sp.wikitext103("test", characters=6) == "one tw"
+
+
+def released(dense, blocks=4, rank=3):
+    """Tensors of a model as the authors store them: ``B``, ``C``, ``D`` instead of the weights of all blocks; fills
+    the model with the weights that they stand for."""
+    tensors = {name: value.clone() for name, value in dense.state_dict().items()}
+    for name, m in dense.named_modules():
+        if not isinstance(m, nn.Linear) or "layers" not in name:
+            continue
+        b, c = torch.randn(blocks, m.out_features // blocks, rank), torch.randn(blocks, rank, m.in_features // blocks)
+        d = torch.randn(blocks, blocks, rank)
+        rows = [torch.cat([b[i] @ torch.diag(d[i, j]) @ c[j] for j in range(blocks)], 1) for i in range(blocks)]
+        m.weight.data.copy_(torch.cat(rows))
+        del tensors[f"{name}.weight"]
+        tensors |= {f"{name}.B": b, f"{name}.C": c, f"{name}.D": d}
+    return tensors
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small Llama and a folder with its checkpoint, in two files."""
+    model = llama(depth=3)
+    tensors = released(model)
+    names = sorted(tensors)
+    for part, some in enumerate((names[:9], names[9:])):
+        save_file({name: tensors[name] for name in some}, tmp_path / f"model-{part}.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_type="blast_llama", num_hidden_layers=3)))
+    return model, tmp_path
+
+
+class Rotary(nn.Module):
+    """Frequencies that are in no file, as in transformers."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.register_buffer("inv_freq", torch.ones(config.num_hidden_layers), persistent=False)
+
+
+def stand_in():
+    def make(config):
+        model = llama(depth=config.num_hidden_layers)
+        model.model.rotary_emb = Rotary(config=config)
+        return model
+
+    read = lambda folder: SimpleNamespace(**json.loads((folder / "config.json").read_text()))
+    return SimpleNamespace(LlamaConfig=SimpleNamespace(from_pretrained=read), LlamaForCausalLM=make)
+
+
+@pytest.mark.parametrize("layers", [None, 1, 5])
+def test_the_released_checkpoint_is_read_without_its_code(layers, checkpoint, monkeypatch):
+    dense, folder = checkpoint
+    monkeypatch.setitem(sys.modules, "transformers", stand_in())
+    model = sp.load_released(folder, layers=layers)
+    assert len(model.model.layers) == min(3, layers or 3)
+    for name, m in model.named_modules():
+        if isinstance(m, BlastLinear):
+            x = torch.randn(5, m.in_features)
+            torch.testing.assert_close(m(x), dense.get_submodule(name)(x), rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(m, BlastLinear) for m in model.modules()) == 7 * len(model.model.layers)
+    assert torch.equal(model.lm_head.weight, dense.lm_head.weight)
+    assert not any(part.is_meta for part in [*model.parameters(), *model.buffers()])
+
+
+def test_the_released_checkpoint_comes_from_the_hub(checkpoint, monkeypatch):
+    _, folder = checkpoint
+    asked = []
+    monkeypatch.setitem(sys.modules, "transformers", stand_in())
+    hub = SimpleNamespace(snapshot_download=lambda name, allow_patterns: asked.append(name) or folder)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert len(sp.load_released().model.layers) == 3
+    assert asked == ["cwoolee/blast-llama-4B"]
+
+    def absent(*args, **kwargs):
+        raise OSError("no connection")
+
+    hub.snapshot_download = absent
+    with pytest.raises(DataError, match="cwoolee/blast-llama-4B is neither in the cache of huggingface_hub nor"):
+        sp.load_released()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(DataError, match="needs huggingface_hub, which is not installed"):
+        sp.load_released()
+
+
+def test_what_is_no_released_checkpoint_is_named(checkpoint, monkeypatch):
+    _, folder = checkpoint
+    monkeypatch.setitem(sys.modules, "transformers", stand_in())
+    name, file = "model.layers.0.self_attn.q_proj", folder / "all.safetensors"
+
+    def read(**changes):
+        """The checkpoint with some tensors replaced, or left out where they are ``None``."""
+        tensors = released(llama()) | changes
+        save_file({key: value for key, value in tensors.items() if value is not None}, file)
+        return sp.fill_released(llama(), [file])
+
+    read()
+    for changes, words in (
+        ({f"{name}.C": None}, rf"{name} has factors of shapes \[\(4, 16, 3\), None, \(4, 4, 3\)\]"),
+        ({f"{name}.D": torch.ones(3, 4, 4)}, rf"{name} has factors of shapes .*no BLAST matrix for this layer"),
+        ({f"{name}.B": torch.ones(4, 15, 3)}, rf"{name} has factors of shapes"),
+        ({"lm_head.weight": None}, r"1 tensors missing, 0 not known \(lm_head.weight\)"),
+        ({"lm_head.scale": torch.ones(2)}, r"0 tensors missing, 1 not known \(lm_head.scale\)"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read(**changes)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(DataError, match="all.safetensors cannot be read as a safetensors file"):
+        sp.fill_released(llama(), [file])
+    with pytest.raises(DataError, match="nothing has no config.json or no"):
+        sp.load_released(folder / "nothing")
