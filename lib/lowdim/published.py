@@ -76,7 +76,7 @@ def retrain(
     """Train the structured layers of a causal language model on random windows of a text, in place.
 
     As in the authors' code for Llama: AdamW without weight decay, the rate rising over 3 % of the steps and falling as
-    a cosine, bfloat16 on a GPU; only factors of structured layers, norms and biases move.
+    a cosine, bfloat16 on a GPU; only factors of structured layers, norms and biases move, if they require gradients.
 
     Args:
         numbers: token numbers ``(length,)``.
@@ -89,8 +89,9 @@ def retrain(
     layers = [m for m in model.modules() if isinstance(m, StructuredLinear)]
     if not layers:
         raise ParameterError(f"model must have structured layers, got {type(model).__name__} without one.")
-    moving = {id(p): p for p in model.parameters() if p.dim() == 1} | {id(p): p for m in layers for p in m.parameters()}
-    moving, place = list(moving.values()), _place(model)
+    inner = {id(p) for m in layers for p in m.parameters()}
+    moving = [p for p in model.parameters() if p.requires_grad and (p.dim() == 1 or id(p) in inner)]
+    place = _place(model)
     warm = max(1, round(WARM_UP * steps))
     optimizer = torch.optim.AdamW(moving, lr=rate, weight_decay=0.0)
     share = lambda t: min((t + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, t - warm) / max(1, steps - warm)))
@@ -105,6 +106,7 @@ def retrain(
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
         optimizer.step()
         schedule.step()
+    optimizer.zero_grad()
 
 
 @ok.takes(

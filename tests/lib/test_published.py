@@ -43,11 +43,14 @@ def test_retraining_learns_and_moves_only_factors_norms_and_biases():
     model, numbers = Bigrams(), text(2000)
     replace_linear(model, "transformer.h.*", "blast", rank=3, blocks=6, fresh=True, generator=draw())
     kept = {name: value.clone() for name, value in model.state_dict().items()}
+    model.transformer.h[0].ln.requires_grad_(False)
     before = published.perplexity(model, numbers, 50)
     published.retrain(model, numbers, 60, draw(), context=20, batch=8, rate=2e-2)
     assert published.perplexity(model, numbers, 50) < 0.6 * before
     still = {name for name, value in model.state_dict().items() if torch.equal(value, kept[name])}
-    assert still == {"transformer.wte.weight", "lm_head.weight"}
+    frozen = {"transformer.h.0.ln.weight", "transformer.h.0.ln.bias"}
+    assert still == {"transformer.wte.weight", "lm_head.weight"} | frozen
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_model_without_structured_layers_is_not_retrained():
