@@ -11,6 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from structured import autograd_step
 from timing import machine, race
 
 from lowdim import runtime
@@ -19,6 +21,8 @@ from lowdim.descent import _captured, train
 from lowdim.factorization import Factorization, ModeNetwork, mode_layers
 from lowdim.networks import MatrixNetwork, network
 from lowdim.recovery import Completion, Sensing, ThinFactorization, compressed, low_rank_target, outer_scale
+from lowdim.structured import BlastLinear
+from lowdim.structured_factorization import BlastDescent, blast_start
 
 TRY, GPU = "--try" in sys.argv, torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -210,7 +214,57 @@ def hessian():
     return times, shares | {"largest relative difference from the CPU": float(difference.abs().max())}
 
 
-BENCHMARKS = {f.__name__: f for f in (limits, batches, compressed_sweep, tiny_batch, scalars, sensing, hessian)}
+def blast_products():
+    """BLAST layers at half the multiplications, float16, of one token and of 256, against a dense layer; captured."""
+    times, shares, numbers = {}, {}, size(1 << 29, 1 << 16)
+    half = {"dtype": torch.float16 if GPU else torch.float32, "device": DEVICE}
+    source, copy = torch.zeros(2, numbers, **half)
+    read = timed({"copy": lambda: copy.copy_(source)})["copy"]["seconds"] / (2 * numbers)  # seconds a number
+
+    def product(layer, x):
+        out = torch.empty_like(layer(x))
+        return captured(lambda: out.copy_(layer(x)), [out])
+
+    for rows, columns in size(((4096, 4096), (11008, 4096)), ((32, 64),)):
+        weight = torch.randn(rows, columns, generator=runtime.generator(0, DEVICE), **half)
+        for tokens in (1, 256):
+            x, name = (
+                torch.randn(tokens, columns, generator=runtime.generator(1, DEVICE), **half),
+                f"{rows} x {columns}",
+            )
+            made = {"dense": lambda x, weight=weight: F.linear(x, weight)}
+            for b in size((2, 4, 16), (2, 4)):
+                rank = BlastLinear.rank_for(rows, columns, b, 0.5)
+                made[f"b = {b}"] = BlastLinear(columns, rows, rank, b, bias=False, **half).requires_grad_(False)
+            here = timed({who: product(layer, x) for who, layer in made.items()})
+            for who, layer in made.items():
+                times[f"{name}, {tokens} tokens, {who}"] = here[who]
+                if who != "dense":
+                    shares[f"{name}, {tokens} tokens, {who}: time / dense"] = over(here, who, "dense")
+                    bound = layer.counts().parameters * read / here[who]["seconds"]
+                    shares[f"{name}, {tokens} tokens, {who}: share of reading its numbers"] = bound
+    return times, shares
+
+
+def blast_fits():
+    """One preconditioned iteration of a BLAST fit, float32, b = 16, against the same update by autograd."""
+    times, shares = {}, {}
+    for n, b, rank in size(((1024, 16, 128), (4096, 16, 1024)), ((32, 4, 3),)):
+        a = draw(1, n, n).float()
+        begin = blast_start(1, n, n, b, rank, runtime.generator(0, DEVICE), dtype=torch.float32)
+        fit, theirs = BlastDescent(a, begin, 1, step=(1.0, 1.0)), [factor[0] for factor in begin]
+        by_hand = lambda a=a, theirs=theirs: autograd_step(a[0], *theirs)
+        here = timed({"launches": fit.step, "graph": captured(fit.step, fit.state), "autograd": by_hand}, 5)
+        times |= {f"n = {n}, {who}": t for who, t in here.items()}
+        shares[f"n = {n}: autograd / graph"] = over(here, "autograd", "graph")
+        shares[f"n = {n}: launches / graph"] = over(here, "launches", "graph")
+    return times, shares
+
+
+BENCHMARKS = {
+    f.__name__: f
+    for f in (limits, batches, compressed_sweep, tiny_batch, scalars, sensing, hessian, blast_products, blast_fits)
+}
 
 
 def main(names: list[str]) -> None:

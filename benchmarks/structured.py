@@ -11,7 +11,7 @@ from lowdim.structured_factorization import BlastDescent, BlastFactors, blast_st
 
 def autograd_step(a, u, v, s, delta0=0.1):
     """One preconditioned iteration with step one as one would write it first; gradients by autograd."""
-    eye = torch.eye(u.shape[-1], dtype=a.dtype)
+    eye = torch.eye(u.shape[-1], dtype=a.dtype, device=a.device)
     for name in "uvs":
         leaves = [x.detach().requires_grad_(key == name) for key, x in zip("usv", (u, s, v), strict=True)]
         fitted = torch.einsum("ipr,ijr,jqr->ipjq", *leaves).reshape(a.shape)
