@@ -228,10 +228,8 @@ def blast_products():
     for rows, columns in size(((4096, 4096), (11008, 4096)), ((32, 64),)):
         weight = torch.randn(rows, columns, generator=runtime.generator(0, DEVICE), **half)
         for tokens in (1, 256):
-            x, name = (
-                torch.randn(tokens, columns, generator=runtime.generator(1, DEVICE), **half),
-                f"{rows} x {columns}",
-            )
+            x = torch.randn(tokens, columns, generator=runtime.generator(1, DEVICE), **half)
+            name = f"{rows} x {columns}"
             made = {"dense": lambda x, weight=weight: F.linear(x, weight)}
             for b in size((2, 4, 16), (2, 4)):
                 rank = BlastLinear.rank_for(rows, columns, b, 0.5)

@@ -167,7 +167,8 @@ def fill_released(model: nn.Module, files: Sequence[Path]) -> nn.Module:
     ``B_i diag(D_ij) C_j``. Factors of transformer blocks that the model does not have are not read.
 
     Raises:
-        DataError: a file that is none, a factor that is missing or does not fit, or a tensor of the model in no file.
+        DataError: a file that is none, a factor that is missing or does not fit, or a tensor of the model in no file;
+            the model is then as it was.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -180,17 +181,21 @@ def fill_released(model: nn.Module, files: Sequence[Path]) -> nn.Module:
                         found[name] = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise DataError(f"{Path(path).name} cannot be read as a safetensors file: {error}.") from error
+    made, wanted = {}, {name: part.shape for name, part in model.state_dict().items()}
     for layer in [name.removesuffix(".B") for name in found if name.endswith(".B")]:
-        dense, factors = modules[layer], [found.pop(f"{layer}.{letter}", None) for letter in "BCD"]
-        made = _released_layer(layer, dense, *factors)
-        parent, _, last = layer.rpartition(".")
-        setattr(model.get_submodule(parent), last, made)
-    missing, unknown = model.load_state_dict(found, strict=False, assign=True)
-    missing = [name for name in missing if not isinstance(model.get_submodule(name.rpartition(".")[0]), BlastLinear)]
+        factors = [found.pop(f"{layer}.{letter}", None) for letter in "BCD"]
+        made[layer] = _released_layer(layer, modules[layer], *factors)
+        wanted.pop(f"{layer}.weight")
+    missing, unknown = sorted(wanted.keys() - found), sorted(found.keys() - wanted)
+    missing += sorted(name for name in found.keys() & wanted if found[name].shape != wanted[name])
     if missing or unknown:
         which = ", ".join([*missing, *unknown][:3])
-        raise DataError(f"the files do not fit the model: {len(missing)} tensors missing, {len(unknown)} not known "
-                        f"({which}).")  # fmt: skip
+        raise DataError(f"the files do not fit the model: {len(missing)} tensors missing or of another shape, "
+                        f"{len(unknown)} not known ({which}).")  # fmt: skip
+    for layer, new in made.items():
+        parent, _, last = layer.rpartition(".")
+        setattr(model.get_submodule(parent), last, new)
+    model.load_state_dict(found, strict=False, assign=True)  # all but the factors, which are there
     return model
 
 

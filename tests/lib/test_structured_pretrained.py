@@ -235,22 +235,29 @@ def test_what_is_no_released_checkpoint_is_named(checkpoint, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", stand_in())
     name, file = "model.layers.0.self_attn.q_proj", folder / "all.safetensors"
 
+    model = llama()
+
     def read(**changes):
         """The checkpoint with some tensors replaced, or left out where they are ``None``."""
         tensors = released(llama()) | changes
         save_file({key: value for key, value in tensors.items() if value is not None}, file)
-        return sp.fill_released(llama(), [file])
+        return sp.fill_released(model, [file])
 
-    read()
     for changes, words in (
         ({f"{name}.C": None}, rf"{name} has factors of shapes \[\(4, 16, 3\), None, \(4, 4, 3\)\]"),
         ({f"{name}.D": torch.ones(3, 4, 4)}, rf"{name} has factors of shapes .*no BLAST matrix for this layer"),
         ({f"{name}.B": torch.ones(4, 15, 3)}, rf"{name} has factors of shapes"),
-        ({"lm_head.weight": None}, r"1 tensors missing, 0 not known \(lm_head.weight\)"),
-        ({"lm_head.scale": torch.ones(2)}, r"0 tensors missing, 1 not known \(lm_head.scale\)"),
+        ({"lm_head.weight": None}, r"1 tensors missing or of another shape, 0 not known \(lm_head.weight\)"),
+        (
+            {"lm_head.weight": torch.ones(2, 2)},
+            r"1 tensors missing or of another shape, 0 not known \(lm_head.weight\)",
+        ),
+        ({"lm_head.scale": torch.ones(2)}, r"0 tensors missing or of another shape, 1 not known \(lm_head.scale\)"),
     ):
         with pytest.raises(DataError, match=words):
             read(**changes)
+        assert not any(isinstance(m, BlastLinear) for m in model.modules())  # as it was
+    read()
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(DataError, match="all.safetensors cannot be read as a safetensors file"):
         sp.fill_released(llama(), [file])
